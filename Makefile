@@ -1,0 +1,45 @@
+# `make` alone lists the targets. PIP_FLAGS lets you choose a wheel, e.g. PIP_FLAGS="--index-url https://..." for CUDA.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+STAMP := $(VENV)/.installed
+
+# The larger real data sets, where they lie beside the project.
+ifneq ($(wildcard ../shared/data/SHA256SUMS),)
+export WHENCE_DATA ?= $(abspath ../shared/data)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## install into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"whence needs Python 3.11 or newer; {sys.executable} is {v.major}.{v.minor}. Try: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt $(PIP_FLAGS) torch
+	$(BIN)/pip install -q -c constraints.txt $(PIP_FLAGS) -e '.[dev]'
+	@touch $(STAMP)
+
+demo: setup  ## attribute real data, check the scores against further training, write a report
+	$(BIN)/whence demo
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
+
+lint: setup  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## published recipe on UCI Energy: agreement of all methods with further training, and speed
+	$(BIN)/python -m benchmarks.fimoda --dataset energy --seeds 3 --final-models 3 --out benchmarks/results/energy.json
+	$(BIN)/python -m benchmarks.fimoda --dataset energy --seeds 1 --points 1 --compare-loop --out benchmarks/results/energy-speed.json
+
+clean:  ## remove what was installed and cached
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,124 @@
+"""whence: which training examples made this model do that, and how far can the answer be trusted?
+
+Importing this package imports nothing heavy: each name is loaded when it is first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from whence.algebra import Damping as Damping
+    from whence.algebra import Steps as Steps
+    from whence.algebra import damped_inverse as damped_inverse
+    from whence.algebra import first_order as first_order
+    from whence.algebra import flow as flow
+    from whence.data import Examples as Examples
+    from whence.data import LeftOutSets as LeftOutSets
+    from whence.data import load as load
+    from whence.data import plant_label_noise as plant_label_noise
+    from whence.evaluation import agreement as agreement
+    from whence.evaluation import mislabel_auc as mislabel_auc
+    from whence.evaluation import reliability as reliability
+    from whence.evaluation import seeds_curve as seeds_curve
+    from whence.gold import Gold as Gold
+    from whence.gold import further_train as further_train
+    from whence.gold import retrain as retrain
+    from whence.gradients import check_gradients as check_gradients
+    from whence.methods import METHODS as METHODS
+    from whence.methods import Inputs as Inputs
+    from whence.methods import attribute as attribute
+    from whence.methods import attribute_with as attribute_with
+    from whence.methods import horizon_filter as horizon
+    from whence.methods import self_influence as self_influence
+    from whence.report import write_report as write_report
+    from whence.scores import Outcomes as Outcomes
+    from whence.scores import ScoreMatrix as ScoreMatrix
+    from whence.scores import TopK as TopK
+    from whence.task import Task as Task
+    from whence.task import load_checkpoint as load_checkpoint
+    from whence.training import Recipe as Recipe
+    from whence.training import train as train
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "METHODS": "methods",
+    "Damping": "algebra",
+    "Examples": "data",
+    "Gold": "gold",
+    "Inputs": "methods",
+    "LeftOutSets": "data",
+    "Outcomes": "scores",
+    "Recipe": "training",
+    "ScoreMatrix": "scores",
+    "Steps": "algebra",
+    "Task": "task",
+    "TopK": "scores",
+    "agreement": "evaluation",
+    "attribute": "methods",
+    "attribute_with": "methods",
+    "check_gradients": "gradients",
+    "damped_inverse": "algebra",
+    "first_order": "algebra",
+    "flow": "algebra",
+    "further_train": "gold",
+    "horizon": "methods.horizon:horizon_filter",
+    "load": "data",
+    "load_checkpoint": "task",
+    "mislabel_auc": "evaluation",
+    "plant_label_noise": "data",
+    "reliability": "evaluation",
+    "retrain": "gold",
+    "seeds_curve": "evaluation",
+    "self_influence": "methods",
+    "train": "training",
+    "write_report": "report",
+}
+__all__ = [
+    "METHODS",
+    "Damping",
+    "Examples",
+    "Gold",
+    "Inputs",
+    "LeftOutSets",
+    "Outcomes",
+    "Recipe",
+    "ScoreMatrix",
+    "Steps",
+    "Task",
+    "TopK",
+    "agreement",
+    "attribute",
+    "attribute_with",
+    "check_gradients",
+    "damped_inverse",
+    "first_order",
+    "flow",
+    "further_train",
+    "horizon",
+    "load",
+    "load_checkpoint",
+    "mislabel_auc",
+    "plant_label_noise",
+    "reliability",
+    "retrain",
+    "seeds_curve",
+    "self_influence",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'whence' has no attribute {name!r}; it has {', '.join(__all__)}")
+    room, _, own = _ROOMS[name].partition(":")
+    value = getattr(importlib.import_module(f"whence.{room}"), own or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

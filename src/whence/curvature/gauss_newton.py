@@ -1,0 +1,142 @@
+"""The Gauss-Newton curvature of the train loss, in the form that fits its size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from whence.algebra import ResolvableFilter, Steps
+from whence.checks import look_up
+from whence.curvature.dual import DualForm
+from whence.curvature.krylov import KrylovForm
+from whence.curvature.linearized import LinearizedTrain
+from whence.curvature.primal import PrimalForm
+from whence.data import Examples
+from whence.task import Task
+
+LARGEST_DENSE = 6000  # rows or parameters up to which an eigen-decomposition is taken: 0.3 GB and about a minute
+
+
+class Form(Protocol):
+    """One way to apply functions of C = (1/n) sum_i J_i^T V_i J_i."""
+
+    @property
+    def linear(self) -> LinearizedTrain:
+        """The linearised train set."""
+        ...
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """trace(C) / n_params."""
+        ...
+
+    @property
+    def largest_eigenvalue(self) -> float:
+        """Largest eigenvalue of C."""
+        ...
+
+    def solve(self, filter: ResolvableFilter, rows: Tensor) -> Tensor:
+        """f(C) applied to rows (m, n_params)."""
+        ...
+
+    def scores(self, filter: ResolvableFilter, queries: Tensor, contrasts: Tensor) -> Tensor:
+        """a_q^T f(C) J_i^T H t_i for query gradients (m, n_params) and slopes t (n, r): (m, n)."""
+        ...
+
+    def look_ahead_rows(self, steps: Steps, queries: Tensor, gradient: Tensor) -> Tensor:
+        """Second term of the exact look-ahead for each row of A; (m, n_params), (n_params,) -> (m, n r)."""
+        ...
+
+
+FORMS: dict[str, Callable[[LinearizedTrain], Form]] = {"dual": DualForm, "primal": PrimalForm, "krylov": KrylovForm}
+
+
+@dataclass(frozen=True, eq=False)
+class GaussNewton:
+    """The Gauss-Newton curvature of a task on its train set; fitted once, filtered as often as wanted.
+
+    Attributes:
+        form: How functions of it are applied.
+        form_name: "dual", "primal" or "krylov".
+    """
+
+    form: Form
+    form_name: str
+
+    @property
+    def linear(self) -> LinearizedTrain:
+        """The linearised train set."""
+        return self.form.linear
+
+    def resolve(self, filter: ResolvableFilter) -> ResolvableFilter:
+        """The filter with its damping in absolute numbers."""
+        # The gradient statistic costs a pass, so the curvature's own is tried alone first.
+        needs_gradients = "mean_square_gradient" in str(filter.describe())
+        msg = self.linear.mean_square_gradient if needs_gradients else None
+        return filter.resolve(mean_eigenvalue=self.form.mean_eigenvalue, mean_square_gradient=msg)
+
+    def scores(self, filter: ResolvableFilter, queries: Tensor, contrasts: Tensor | None = None) -> Tensor:
+        """(1/n) a_q^T f(C) b_i: the change of each query's measure when example i's weight falls by one.
+
+        Args:
+            filter: How far training goes along each eigen-direction.
+            queries: (n_query, n_params), gradients of the measures.
+            contrasts: (n, r), loss slopes in the loss's basis; default those of the final model.
+        Returns:
+            (n_query, n_train), float64.
+        """
+        t = self.linear.contrast_slopes if contrasts is None else contrasts
+        return self.form.scores(self.resolve(filter), queries, t) / self.linear.n_train
+
+    def displacement(self, filter: ResolvableFilter, weight_decay: float = 0.0) -> Tensor:
+        """-f(C) grad R: where further training on all data takes the parameters; (n_params,) float64."""
+        return -self.form.solve(self.resolve(filter), self.pull_of_training(weight_decay)[None])[0]
+
+    def pull_of_training(self, weight_decay: float = 0.0) -> Tensor:
+        """Gradient of the mean train loss with its decay term at the final parameters; (n_params,) float64."""
+        gradient = self.linear.mean_gradient
+        return gradient + weight_decay * self.linear.parameters() if weight_decay else gradient
+
+    def look_ahead(self, steps: Steps, queries: Tensor) -> Tensor:
+        """What the motion of the model during further training takes from each score; see `horizon_ahead`.
+
+        Returns:
+            (n_query, n_train), float64, in the unit of `scores`, to be subtracted from them.
+        """
+        rows = self.form.look_ahead_rows(steps, queries, self.pull_of_training(steps.weight_decay))
+        return rows.reshape(len(queries), self.linear.n_train, self.linear.n_contrasts).sum(-1)
+
+
+def fit_gauss_newton(
+    task: Task, train: Examples, *, form: str = "auto", dtype: torch.dtype | None = None
+) -> GaussNewton:
+    """Fit C = (1/n) sum_i J_i^T V_i J_i, V_i the Hessian of example i's loss in its outputs.
+
+    Args:
+        task: The final model, in eval mode; squared error, cross-entropy, or a loss with `output_hessian`.
+        train: The train set.
+        form: "dual" (eigenvalues of the n r x n r Gram matrix), "primal" (of the n_params x n_params matrix),
+            "krylov" (products only), or "auto": the smaller of the first two up to 6,000, else the last.
+        dtype: Precision of Jacobian rows; see `LinearizedTrain.of`.
+    Raises:
+        UnsupportedError: The loss has no known Hessian.
+    Cost:
+        One pass of per-example Jacobians with r rows each (r = outputs, one less for cross-entropy), kept in memory up
+        to 4 GiB; then one eigen-decomposition, or a product per Lanczos step.
+    Reference:
+        Schraudolph (2002), Neural Computation 14(7); the dual and primal forms share all non-zero eigenvalues.
+    """
+    linear = LinearizedTrain.of(task, train, dtype=dtype)
+    name = choose_form(linear.n_rows, linear.n_params) if form == "auto" else form
+    return GaussNewton(look_up(FORMS, name, "curvature form")(linear), name)
+
+
+def choose_form(n_rows: int, n_params: int) -> str:
+    """The form for a factor of n_rows x n_params."""
+    if min(n_rows, n_params) > LARGEST_DENSE:
+        return "krylov"
+    return "dual" if n_rows <= n_params else "primal"

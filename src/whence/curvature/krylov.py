@@ -1,0 +1,130 @@
+"""Gauss-Newton curvature through its products with vectors: for many examples and many parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from whence.algebra import (
+    CallbackOperator,
+    FactorOperator,
+    Horizon,
+    LanczosBasis,
+    ResolvableFilter,
+    Steps,
+    SymmetricOperator,
+    lanczos,
+    largest_eigenvalue,
+    look_ahead_kernel,
+)
+from whence.curvature.linearized import LinearizedTrain
+
+BASIS_MEMORY = 4 * 2**30  # bytes of Krylov vectors held for one block of queries
+EXPECTED_STEPS = 100  # Krylov vectors a query may need, for sizing the blocks
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # relative change of f(C) v; what agreement can tell apart
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KrylovForm:
+    """f(C) v by Lanczos with full re-orthogonalisation, a block of queries at a time."""
+
+    linear: LinearizedTrain
+    max_steps: int = 400
+    steps_taken: list[int] = field(default_factory=list)
+
+    @cached_property
+    def mean_eigenvalue(self) -> float:
+        """trace(C) / n_params."""
+        total = sum(float(a.square().sum(dtype=torch.float64)) for _, a in self.linear.factor_blocks())
+        return total / self.linear.n_params
+
+    @cached_property
+    def largest_eigenvalue(self) -> float:
+        """Largest eigenvalue of C, from below."""
+        return largest_eigenvalue(self.operator)
+
+    @cached_property
+    def operator(self) -> SymmetricOperator:
+        """C as an operator on rows: one product with a stored factor, or one pass over the train set."""
+        linear = self.linear
+        if linear.fits_memory:
+            return FactorOperator(torch.cat([a for _, a in linear.factor_blocks()]))
+
+        def product(rows: Tensor) -> Tensor:
+            total = torch.zeros_like(rows)
+            for _, factor in linear.factor_blocks():
+                total += (rows @ factor.T) @ factor
+            return total
+
+        return CallbackOperator(linear.n_params, product, linear.dtype, linear.task.device)
+
+    def solve(self, filter: ResolvableFilter, rows: Tensor) -> Tensor:
+        """f(C) applied to rows (m, n_params).
+
+        Raises:
+            ConvergenceError: Lanczos did not reach its tolerance.
+        """
+        return torch.cat([self._grown(filter, part).apply(self._known(filter)).double() for part in self._parts(rows)])
+
+    def scores(self, filter: ResolvableFilter, queries: Tensor, contrasts: Tensor) -> Tensor:
+        """a_q^T f(C) J_i^T H t_i for query gradients (m, n_params) and slopes t (n, r): (m, n)."""
+        return (self.linear.push(self.solve(filter, queries)) * contrasts).sum(-1)
+
+    def look_ahead_rows(self, steps: Steps, queries: Tensor, gradient: Tensor) -> Tensor:
+        """Second term of the exact look-ahead by rows of A: queries (m, n_params), gradient (n_params,) -> (m, n r).
+
+        The eigenvectors of C are replaced by the Ritz vectors of each query and of the gradient.
+
+        Cost:
+            One product of the factor with all Krylov vectors of the queries.
+        """
+        own = self._grown(Horizon(steps), gradient[None].to(self.linear.dtype))
+        s_b, gamma, vectors_b = _ritz_vectors(own)
+        at_b = self._factor_times(vectors_b[0])  # (n r, k_b)
+        result = []
+        for part in self._parts(queries):
+            s_a, alpha, vectors_a = _ritz_vectors(self._grown(Horizon(steps), part))
+            rows = [
+                self._one_query(steps, s_a[q], alpha[q], vectors_a[q], s_b[0], gamma[0], at_b) for q in range(len(part))
+            ]
+            result.append(torch.stack(rows))
+        return torch.cat(result)
+
+    def _one_query(
+        self, steps: Steps, s_a: Tensor, alpha: Tensor, vectors: Tensor, s_b: Tensor, gamma: Tensor, at_b: Tensor
+    ) -> Tensor:
+        """sum_ab alpha_a F_ab gamma_b (A u_a)_r (A u_b)_r over the Ritz pairs of one query: (n r,)."""
+        kernel = look_ahead_kernel(s_a.clamp_min(0), s_b.clamp_min(0), steps)
+        weights = alpha[:, None] * kernel * gamma  # (k_a, k_b)
+        return ((self._factor_times(vectors) @ weights) * at_b).sum(1)
+
+    def _factor_times(self, vectors: Tensor) -> Tensor:
+        """A v for rows v (k, n_params): (n r, k) float64."""
+        parts = [(a @ vectors.to(a.dtype).T).double() for _, a in self.linear.factor_blocks()]
+        return torch.cat(parts)
+
+    def _known(self, filter: ResolvableFilter) -> ResolvableFilter:
+        return filter.resolve(mean_eigenvalue=self.mean_eigenvalue)
+
+    def _grown(self, filter: ResolvableFilter, rows: Tensor) -> LanczosBasis:
+        result = lanczos(
+            self.operator, rows, [self._known(filter)], tolerance=TOLERANCE[self.linear.dtype], max_steps=self.max_steps
+        )
+        self.steps_taken.append(result.steps)
+        return result.basis
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:
+        size = max(1, BASIS_MEMORY // (EXPECTED_STEPS * self.linear.n_params * self.linear.dtype.itemsize))
+        return torch.split(rows.to(self.linear.dtype), size)
+
+
+def _ritz_vectors(basis: LanczosBasis) -> tuple[Tensor, Tensor, Tensor]:
+    """Ritz values (m, k), coefficients of the start row (m, k) and vectors (m, k, dim)."""
+    values, coefficients, rotation = basis.ritz()
+    vectors = rotation.transpose(1, 2).to(basis.basis.dtype) @ basis.basis.transpose(0, 1)
+    return values, coefficients, vectors

@@ -1,0 +1,24 @@
+"""What a loader returns: train and test examples, and what kind of problem they pose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from whence.data.examples import Examples
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set in two parts. Batches are `(x, y)`.
+
+    `x` is float32; `y` is float32 (n, 1) for regression, int64 (n,) for classification. Ids are row numbers of the
+    source, so that a row can be found there again.
+    """
+
+    train: Examples
+    test: Examples
+    kind: Literal["regression", "classification"]
+    n_classes: int | None
+    name: str
+    notes: str

@@ -1,0 +1,144 @@
+"""Training from an initialisation on kept parts of the data: what a linear datamodeling score is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from whence.data import Examples, LeftOutSets
+from whence.errors import InputError
+from whence.gold.facts import seed_list, sweep_facts
+from whence.gold.further import check_problem
+from whence.gold.sweep import Sweep, run_sweep
+from whence.task import Task
+from whence.training import EngineName, Execution, PointUnit, Problem, Recipe, training_twin
+
+Initialize = Callable[[int], dict[str, Tensor]]  # seed -> state dict
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Retrained:
+    """Measures of all queries after training on each kept set.
+
+    Attributes:
+        measures: float64 (n_seeds, n_points, n_sets, n_query).
+        kept: bool (n_sets, n_train), True for the examples a run used.
+        points: Amounts of training, in `point_unit`.
+        point_unit: "epochs" or "steps".
+        seeds: Seeds of order, dropout and initialisation.
+        train_ids: Ids of the columns of `kept`.
+        query_ids: Ids of the queries.
+        orientation: +1 where a lower measure is better.
+        execution: Engine and chunks it was computed with.
+    """
+
+    measures: Tensor
+    kept: Tensor
+    points: tuple[int, ...]
+    point_unit: PointUnit
+    seeds: tuple[int, ...]
+    train_ids: tuple[int | str, ...]
+    query_ids: tuple[int | str, ...]
+    orientation: int
+    execution: Execution
+
+
+def retrain(
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    recipe: Recipe,
+    *,
+    kept: Sequence[Sequence[int]],
+    seeds: int | Sequence[int] = 1,
+    initialize: Initialize | None = None,
+    points: Sequence[int] | None = None,
+    engine: EngineName = "auto",
+    store_dir: str | Path | None = None,
+    rebuild: bool = False,
+) -> Retrained:
+    """Train from scratch on each kept set, for every seed, with the engines of the gold standard.
+
+    Args:
+        task: Contract and architecture; without `initialize`, its parameters are the initialisation.
+        train: All train examples.
+        queries: Whose measures are recorded.
+        recipe: The original recipe. Epochs mean passes over all data: a run on half of it takes half the steps.
+        kept: Train positions each run uses, distinct.
+        seeds: A count or the seeds.
+        initialize: seed -> state dict of the initial model of that seed.
+        points: Amounts of training at which measures are recorded; default the end.
+        engine: As in `further_train`.
+        store_dir: Folder that keeps finished chunks.
+        rebuild: Recompute damaged chunks.
+    Raises:
+        InputError: A kept set is empty or repeats a position, or something does not fit; before any training.
+    Cost:
+        n_seeds * n_sets trainings.
+    """
+    at = recipe.check_points([recipe.amount] if points is None else points)
+    seed_values = seed_list(seeds)
+    mask = kept_mask(kept, len(train))
+    check_problem(task, train, queries, recipe)
+    problems: dict[int, Problem] = {}
+
+    def problem_of(seed: int) -> Problem:
+        key = seed if initialize is not None else -1
+        if key not in problems:
+            twin = training_twin(task, recipe.dropout)
+            if initialize is not None:
+                twin.model.load_state_dict(initialize(seed))
+            problems[key] = Problem(twin, train, queries, recipe)
+        return problems[key]
+
+    lacks = tuple(tuple((~row).nonzero().flatten().tolist()) for row in mask)
+    distinct = tuple(dict.fromkeys(lacks))
+    facts = sweep_facts("retraining", task, train, queries, recipe, seed_values, at)
+    sweep = Sweep(
+        problem_of=problem_of,
+        seeds=seed_values,
+        sets=distinct,
+        record_steps=tuple(recipe.steps_at(p, len(train)) for p in at),
+        settings={**facts, "lacks": [list(s) for s in distinct], "own_initialisation": initialize is not None},
+        header={"query_ids": list(queries.ids), "train_ids": list(train.ids)},
+        description="retraining",
+    )
+    result = run_sweep(sweep, engine=engine, store_dir=store_dir, rebuild=rebuild)
+    columns = torch.tensor([distinct.index(s) for s in lacks])
+    return Retrained(
+        measures=result.measures[:, :, columns],
+        kept=mask,
+        points=at,
+        point_unit=recipe.unit,
+        seeds=seed_values,
+        train_ids=train.ids,
+        query_ids=queries.ids,
+        orientation=task.measure.orientation,
+        execution=result.execution,
+    )
+
+
+def kept_mask(kept: Sequence[Sequence[int]], n_train: int) -> Tensor:
+    """bool (n_sets, n_train) from positions.
+
+    Raises:
+        InputError: There is no set, or one is empty, repeats a position or goes out of range.
+    """
+    if not kept:
+        raise InputError("`kept` holds no set: name the train positions of at least one run.")
+    sets = LeftOutSets.groups([list(s) for s in kept])
+    if bool((sets.sizes == 0).any()):
+        raise InputError("A kept set is empty: a run needs at least one example to train on.")
+    mask = torch.zeros(len(sets), n_train, dtype=torch.bool)
+    for row, positions in zip(mask, sets, strict=True):
+        chosen = torch.tensor(positions)
+        if int(chosen.min()) < 0 or int(chosen.max()) >= n_train or len(set(positions)) < len(positions):
+            raise InputError(f"Kept positions must be distinct and in 0 .. {n_train - 1}; got {positions[:5]} ...")
+        row[chosen] = True
+    return mask

@@ -1,0 +1,171 @@
+"""Per-example gradients of a whole data set, in blocks under a memory budget.
+
+Everything a gradient method needs is a pull-back `J_i^T v`: with v the slope of the loss it is the loss gradient,
+with the slope of the measure the query's gradient, with a root of the loss's Hessian a row of the curvature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from whence.batches import Batch, map_tensors
+from whence.checks import look_up, require_finite
+from whence.data import Examples
+from whence.errors import NonFiniteError, ShapeError
+from whence.gradients.loop import pull_back_loop
+from whence.gradients.vectorized import pull_back_vmap, push_forward
+from whence.task import Task, model_state, working_dtype
+
+PullBack = Callable[[Task, dict[str, Tensor], dict[str, Tensor], Batch, Tensor], Tensor]
+PATHS: dict[str, PullBack] = {"vmap": pull_back_vmap, "loop": pull_back_loop}
+DEFAULT_MEMORY = 256 * 2**20  # bytes for one block of gradients
+PASSES = 4  # copies of a block that live at once: the vmapped gradient, its flattening, and the consumer's product
+
+
+def cast_batch(batch: Batch, dtype: torch.dtype, device: torch.device | str) -> Batch:
+    """The batch on `device`, floating tensors as `dtype`."""
+    return map_tensors(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype), batch)
+
+
+def chunk_size(n_rows: int, n_params: int, dtype: torch.dtype, memory: int = DEFAULT_MEMORY) -> int:
+    """How many examples with `n_rows` gradient rows each fit the memory budget; at least one."""
+    return max(1, memory // (PASSES * n_rows * n_params * dtype.itemsize))
+
+
+def pull_back(
+    task: Task,
+    examples: Examples,
+    cotangents: Tensor,
+    *,
+    path: str = "auto",
+    dtype: torch.dtype | None = None,
+    memory: int = DEFAULT_MEMORY,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of `J_i^T v` over a data set, in order.
+
+    Args:
+        task: Model and contract, in eval mode.
+        examples: `n` examples.
+        cotangents: (n, r, c) or (n, c): vectors in the space of the c flattened outputs of each example.
+        path: "vmap", "loop", or "auto": vmap, and the loop where a model cannot be vmapped.
+        dtype: Precision; default the parameters' own, never below float32.
+        memory: Bytes that one block may take.
+    Yields:
+        (slice of examples, (b, r, n_params)).
+    Raises:
+        NonFiniteError: A gradient is NaN or infinite; the message names the example and the parameter.
+    """
+    cotangents = cotangents[:, None] if cotangents.ndim == 2 else cotangents
+    if cotangents.shape[0] != len(examples):
+        raise ShapeError(f"`cotangents` must have one entry per example, {len(examples)}; got {cotangents.shape[0]}.")
+    dtype = working_dtype(task.model, dtype)
+    trainable, fixed = model_state(task.model, dtype)
+    size = chunk_size(cotangents.shape[1], task.layout.n_params, dtype, memory)
+    run = PATHS[choose_path(task, examples)] if path == "auto" else look_up(PATHS, path, "gradient path")
+    for start in range(0, len(examples), size):
+        part = slice(start, min(start + size, len(examples)))
+        batch = cast_batch(examples.batch(range(part.start, part.stop)), dtype, task.device)
+        rows = run(task, trainable, fixed, batch, cotangents[part].to(device=task.device, dtype=dtype))
+        _require_finite_rows(rows, task, examples, part)
+        yield part, rows.detach()
+
+
+def choose_path(task: Task, examples: Examples) -> str:
+    """ "vmap" where the model can be vmapped (tried on two examples), else "loop"."""
+    dtype = working_dtype(task.model)
+    trainable, fixed = model_state(task.model, dtype)
+    batch = cast_batch(examples.batch(range(min(2, len(examples)))), dtype, task.device)
+    with torch.no_grad():
+        outputs = task.call({**trainable, **fixed}, batch).flatten(1) if len(examples) else None
+    if outputs is None:
+        return "vmap"
+    try:
+        pull_back_vmap(task, trainable, fixed, batch, torch.ones_like(outputs)[:, None])
+    except (RuntimeError, NotImplementedError, ValueError):
+        return "loop"
+    return "vmap"
+
+
+def _require_finite_rows(rows: Tensor, task: Task, examples: Examples, part: slice) -> None:
+    if bool(torch.isfinite(rows).all()):
+        return
+    bad = (~torch.isfinite(rows)).any(1).nonzero()[0]
+    offsets = torch.tensor(task.layout.offsets[1:])
+    layer = task.layout.names[int(torch.searchsorted(offsets, bad[1].cpu(), right=True))]
+    raise NonFiniteError(
+        f"The gradient of example {examples.ids[part.start + int(bad[0])]!r} has NaN or infinite values in parameter "
+        f"{layer!r}. Look at that example, or compute in float64."
+    )
+
+
+def outputs_of(task: Task, examples: Examples, *, dtype: torch.dtype | None = None, size: int = 4096) -> Tensor:
+    """Outputs of the final model on every example, (n, ...), in `dtype`."""
+    dtype = working_dtype(task.model, dtype)
+    trainable, fixed = model_state(task.model, dtype)
+    blocks = []
+    with torch.no_grad():
+        for start in range(0, len(examples), size):
+            batch = cast_batch(examples.batch(range(start, min(start + size, len(examples)))), dtype, task.device)
+            blocks.append(task.call({**trainable, **fixed}, batch))
+    outputs = torch.cat(blocks)
+    require_finite(outputs, "`outputs`", rows="example", ids=list(examples.ids))
+    return outputs
+
+
+def moved_outputs(
+    task: Task, examples: Examples, direction: Tensor, *, dtype: torch.dtype | None = None, size: int = 4096
+) -> Tensor:
+    """Linearised outputs `f_i + J_i d` after the parameters move along `direction` (n_params,); (n, ...)."""
+    dtype = working_dtype(task.model, dtype)
+    trainable, fixed = model_state(task.model, dtype)
+    blocks = []
+    for start in range(0, len(examples), size):
+        batch = cast_batch(examples.batch(range(start, min(start + size, len(examples)))), dtype, task.device)
+        with torch.no_grad():
+            now = task.call({**trainable, **fixed}, batch)
+            blocks.append(now + push_forward(task, trainable, fixed, batch, direction.to(dtype)))
+    return torch.cat(blocks)
+
+
+def slopes(fn: Callable[[Tensor, Batch], Tensor], outputs: Tensor, examples: Examples) -> Tensor:
+    """Derivative of a per-example scalar in that example's own outputs; (n, ...) -> (n, c) with c flattened outputs."""
+    leaf = outputs.detach().requires_grad_()
+    batch = cast_batch(examples.all(), outputs.dtype, outputs.device)
+    (slope,) = torch.autograd.grad(fn(leaf, batch).sum(), leaf)
+    return slope.reshape(outputs.shape[0], -1)
+
+
+def loss_gradients(
+    task: Task,
+    examples: Examples,
+    *,
+    path: str = "auto",
+    dtype: torch.dtype | None = None,
+    memory: int = DEFAULT_MEMORY,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks (slice, (b, n_params)) of the gradient of each example's own loss at the final parameters."""
+    now = outputs_of(task, examples, dtype=dtype)
+    v = slopes(task.loss, now, examples)
+    for part, rows in pull_back(task, examples, v, path=path, dtype=dtype, memory=memory):
+        yield part, rows[:, 0]
+
+
+def measure_gradients(
+    task: Task,
+    queries: Examples,
+    *,
+    outputs: Tensor | None = None,
+    path: str = "auto",
+    dtype: torch.dtype | None = None,
+    memory: int = DEFAULT_MEMORY,
+) -> Tensor:
+    """Gradient of each query's measure, (n_query, n_params), with its slope taken at `outputs` where given.
+
+    With `outputs` the linearised outputs after further training, this is the query side looked ahead.
+    """
+    at = outputs_of(task, queries, dtype=dtype) if outputs is None else outputs
+    v = slopes(task.measure, at, queries)
+    return torch.cat([rows[:, 0] for _, rows in pull_back(task, queries, v, path=path, dtype=dtype, memory=memory)])

@@ -1,0 +1,70 @@
+"""Similarity of what the last layer sees: a baseline that knows inputs and features, but no training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from whence.algebra import pairwise_cosine
+from whence.batches import Batch
+from whence.data import Examples
+from whence.errors import InputError
+from whence.gradients import cast_batch
+from whence.methods.inputs import Inputs
+from whence.methods.preset import Preset, Result
+from whence.methods.whole import whole
+from whence.task import Task
+
+BATCH = 4096
+
+
+def embedding_cosine(inputs: Inputs) -> Result:
+    """cos(e_q, e_i) of the embeddings: `task.embedding`, or the input of the model's last linear layer.
+
+    Similar is taken for supporting; nothing in it can oppose for a reason. An embedding of zero scores 0.
+
+    Raises:
+        InputError: The task gives no embedding and the model has no linear layer.
+    """
+    queries, train = embeddings(inputs.task, inputs.queries), embeddings(inputs.task, inputs.train)
+    flat = (queries.norm(dim=1) == 0)[:, None] | (train.norm(dim=1) == 0)
+    return whole(pairwise_cosine(queries, train).masked_fill(flat, 0.0), {})
+
+
+def embeddings(task: Task, examples: Examples) -> Tensor:
+    """(n, d) embeddings of all examples."""
+    blocks = []
+    with torch.no_grad():
+        for _, rows in examples.batches(BATCH):
+            batch = cast_batch(rows, next(task.model.parameters()).dtype, task.device)
+            found = _last_linear_input(task, batch) if task.embedding is None else task.embedding(task.model, batch)
+            blocks.append(found.flatten(1).double())
+    return torch.cat(blocks)
+
+
+def _last_linear_input(task: Task, batch: Batch) -> Tensor:
+    layers = [m for m in task.model.modules() if isinstance(m, nn.Linear)]
+    if not layers:
+        raise InputError("embedding_cosine needs an embedding: pass `embedding=` to the task (no nn.Linear was found).")
+    seen: list[Tensor] = []
+    hook = layers[-1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        task.outputs(task.model, batch)
+    finally:
+        hook.remove()
+    if not seen:
+        raise InputError("The model's last nn.Linear is not used in its forward pass; pass `embedding=` to the task.")
+    return seen[-1]
+
+
+EMBEDDING_COSINE = Preset(
+    "embedding_cosine",
+    "cosine of last-layer inputs",
+    embedding_cosine,
+    curvature="none",
+    filter="none",
+    train_side="embedding",
+    normalise=True,
+    linear_in_w=False,
+    baseline=True,
+)

@@ -1,0 +1,43 @@
+"""Self-influence: how much each train example supports itself; high for examples the model had to learn by heart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from whence.algebra.filters import ResolvableFilter
+from whence.curvature import fit_gauss_newton
+from whence.data import Examples
+from whence.gradients import loss_gradients
+from whence.task import Task
+
+
+def self_influence(
+    task: Task, train: Examples, *, filter: ResolvableFilter | None = None, form: str = "auto"
+) -> Tensor:
+    """b_i^T f(C) b_i / n for every train example; without a filter the squared gradient norm |b_i|^2.
+
+    Args:
+        task: The final model, in eval mode.
+        train: Train examples.
+        filter: Of the Gauss-Newton curvature.
+        form: As in `fit_gauss_newton`.
+    Returns:
+        (n_train,) float64, non-negative. With a filter in the unit of the loss, without one it only ranks.
+    Cost:
+        One pass of per-example gradients; with a filter also the curvature and f(C) of every gradient.
+    Reference:
+        Pruthi et al. (2020), arXiv:2002.08484, section 4.1; Koh and Liang (2017), arXiv:1703.04730, section 5.4.
+    """
+    task.check(train.all(), train.ids)
+    values = torch.empty(len(train), dtype=torch.float64)
+    if filter is None:
+        for part, rows in loss_gradients(task, train):
+            values[part] = rows.square().sum(1, dtype=torch.float64).cpu()
+        return values
+    curvature = fit_gauss_newton(task, train, form=form)
+    known = curvature.resolve(filter)
+    for part, rows in loss_gradients(task, train, dtype=curvature.linear.dtype):
+        solved = curvature.form.solve(known, rows)
+        values[part] = ((solved * rows.double()).sum(1) / len(train)).cpu()
+    return values

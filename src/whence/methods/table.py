@@ -1,0 +1,29 @@
+"""The table of methods; a new one is a new file and one line here."""
+
+from __future__ import annotations
+
+from whence.methods.embedding_cosine import EMBEDDING_COSINE
+from whence.methods.grad_cos import GRAD_COS
+from whence.methods.grad_dot import GRAD_DOT
+from whence.methods.horizon import HORIZON
+from whence.methods.horizon_ahead import HORIZON_AHEAD
+from whence.methods.influence_cg import INFLUENCE_CG
+from whence.methods.influence_gn import INFLUENCE_GN
+from whence.methods.influence_hessian import INFLUENCE_HESSIAN
+from whence.methods.preset import Preset
+from whence.methods.random import RANDOM
+
+METHODS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        GRAD_DOT,
+        GRAD_COS,
+        INFLUENCE_GN,
+        INFLUENCE_HESSIAN,
+        INFLUENCE_CG,
+        HORIZON,
+        HORIZON_AHEAD,
+        EMBEDDING_COSINE,
+        RANDOM,
+    )
+}

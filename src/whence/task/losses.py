@@ -1,0 +1,160 @@
+"""Per-example losses, each with the square root of its Hessian in the model's outputs.
+
+A Gauss-Newton curvature is `C = (1/n) sum_i J_i^T V_i J_i` with `V_i` the Hessian of example i's loss in its outputs.
+Here `V_i = H S_i S_i^T H^T`: a fixed orthonormal basis `H` (n_outputs, n_contrasts) of the directions that can
+matter at all, and a root `S_i` inside it. Cross-entropy ignores a shift of all logits, so it has one contrast fewer
+than outputs, and a binary classifier costs one Jacobian row per example instead of two.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from whence.batches import Batch
+from whence.errors import ShapeError, UnsupportedError
+
+PerExample = Callable[[Tensor, Batch], Tensor]
+Target = Callable[[Batch], Tensor]
+
+
+class Loss(ABC):
+    """A per-example loss and what its curvature needs. Called as `loss(outputs (b, ...), batch) -> (b,)`, unreduced.
+
+    Attributes:
+        name: Name in `LOSSES`, or the user's.
+        has_hessian: `hessian` is known, so that Gauss-Newton methods work.
+        shift_invariant: The loss does not change when one number is added to all outputs of an example.
+    """
+
+    name: str
+    has_hessian: bool = True
+    shift_invariant: bool = False
+
+    @abstractmethod
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Per-example losses (b,)."""
+
+    @abstractmethod
+    def hessian(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Hessian in the outputs (b, c) of each example: (b, c, c), positive semi-definite."""
+
+
+@dataclass(frozen=True)
+class SquaredError(Loss):
+    """Mean over the outputs of the squared error, as `torch.nn.MSELoss` per example. Hessian (2 / c) I."""
+
+    target: Target
+    name = "mse"
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
+        y = self.target(batch)
+        if y.shape != outputs.shape:
+            raise ShapeError(
+                f"Squared error needs outputs and targets of one shape; got {tuple(outputs.shape)} and "
+                f"{tuple(y.shape)}. Add or drop the last dimension of the target, e.g. `y[:, None]`."
+            )
+        return (outputs - y).square().flatten(1).mean(1) if outputs.ndim > 1 else (outputs - y).square()
+
+    def hessian(self, outputs: Tensor, batch: Batch) -> Tensor:
+        b, c = outputs.shape
+        eye = torch.eye(c, dtype=outputs.dtype, device=outputs.device)
+        return (2.0 / c * eye).expand(b, c, c)
+
+
+def logit_margin(outputs: Tensor, labels: Tensor) -> Tensor:
+    """`z_y - logsumexp_{k != y} z_k`, which equals log(p_y / (1 - p_y)); (b, c), (b,) -> (b,)."""
+    if outputs.ndim != 2 or labels.ndim != 1 or labels.shape[0] != outputs.shape[0]:
+        raise ShapeError(
+            f"Classification needs outputs (b, classes) and integer labels (b,); got {tuple(outputs.shape)} and "
+            f"{tuple(labels.shape)}."
+        )
+    columns = torch.arange(outputs.shape[1], device=outputs.device)
+    own = columns == labels[:, None]
+    chosen = torch.where(own, outputs, torch.zeros((), dtype=outputs.dtype, device=outputs.device)).sum(1)
+    return chosen - torch.logsumexp(outputs.masked_fill(own, -torch.inf), 1)
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """Softmax cross-entropy as log1p(exp(-margin)): it stays above 0 for rows the model is sure of.
+
+    log-softmax rounds to exactly 0 there, even in float64, and differences of such losses are noise.
+    Hessian diag(p) - p p^T.
+    """
+
+    target: Target
+    name = "cross_entropy"
+    shift_invariant = True
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return -F.logsigmoid(logit_margin(outputs, self.target(batch)))
+
+    def hessian(self, outputs: Tensor, batch: Batch) -> Tensor:
+        p = outputs.softmax(1)
+        return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+
+
+@dataclass(frozen=True)
+class CallableLoss(Loss):
+    """A user's own per-example loss, with its Hessian in the outputs where it is given."""
+
+    fn: PerExample
+    output_hessian: PerExample | None = None
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The callable's own name."""
+        return getattr(self.fn, "__name__", "loss")
+
+    @property
+    def has_hessian(self) -> bool:  # type: ignore[override]
+        """Whether `output_hessian` was given."""
+        return self.output_hessian is not None
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return self.fn(outputs, batch)
+
+    def hessian(self, outputs: Tensor, batch: Batch) -> Tensor:
+        if self.output_hessian is None:
+            raise UnsupportedError(
+                f"The loss {self.name!r} has no known Hessian in the outputs, which Gauss-Newton methods need. "
+                "Pass `output_hessian=` to Task, or use a first-order method such as grad_dot."
+            )
+        return self.output_hessian(outputs, batch)
+
+
+LOSSES: dict[str, Callable[[Target], Loss]] = {"mse": SquaredError, "cross_entropy": CrossEntropy}
+
+
+def contrast_basis(n_outputs: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Orthonormal basis (n_outputs, n_outputs - 1) of the vectors that sum to zero (Helmert's contrasts)."""
+    basis = torch.zeros(n_outputs, n_outputs - 1, dtype=torch.float64)
+    for k in range(1, n_outputs):
+        basis[:k, k - 1] = 1.0
+        basis[k, k - 1] = -float(k)
+        basis[:, k - 1] /= (k * (k + 1)) ** 0.5
+    return basis.to(dtype=dtype, device=device)
+
+
+def output_basis(loss: Loss, n_outputs: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """The basis `H` (n_outputs, n_contrasts) of output directions in which the loss can have curvature."""
+    if loss.shift_invariant:
+        return contrast_basis(n_outputs, dtype, device)
+    return torch.eye(n_outputs, dtype=dtype, device=device)
+
+
+def hessian_root(hessian: Tensor, basis: Tensor) -> Tensor:
+    """`S` (b, n_contrasts, n_contrasts), symmetric, with `H S S^T H^T = V` for positive semi-definite V (b, c, c)."""
+    inner = basis.T @ hessian @ basis
+    if inner.shape[-1] == 1:
+        return inner.clamp_min(0).sqrt()
+    values, vectors = torch.linalg.eigh(inner)
+    # `eigh` returns tiny negatives for a semi-definite matrix: clamp, or the square root below is NaN.
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.transpose(1, 2)
+    return root
