@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,9 +107,13 @@ class LanczosBasis:
         values, rotation = self._decomposition
         return values, self.norms[:, None] * rotation[:, 0], rotation
 
-    def coefficients(self, filter: SpectralFilter) -> Tensor:
-        """f(C) v in the basis, (m, k), float64."""
-        values, start, rotation = self.ritz()
+    def coefficients(self, filter: SpectralFilter, steps: int | None = None) -> Tensor:
+        """f(C) v in the basis, (m, k), float64; with `steps`, as it was after so many steps, (m, steps)."""
+        if steps is None or steps == self.steps:
+            values, start, rotation = self.ritz()
+        else:
+            values, rotation = torch.linalg.eigh(self._tridiagonal()[:, :steps, :steps])
+            start = self.norms[:, None] * rotation[:, 0]
         # A fill-in or an unreached direction has weight 0, whatever the filter says there.
         weighted = torch.where(start == 0, 0.0, filter(values) * start)
         return (rotation @ weighted[..., None])[..., 0]
@@ -187,6 +192,7 @@ def lanczos(
     tolerance: float = 1e-6,
     max_steps: int = 300,
     allow_unconverged: bool = False,
+    basis: LanczosBasis | None = None,
 ) -> LanczosResult:
     """f(C) v for each row v and each filter f, growing the Krylov spaces until all have converged.
 
@@ -197,6 +203,7 @@ def lanczos(
         tolerance: Relative change of f(C) v between checks four steps apart, twice in a row.
         max_steps: Most basis vectors a row; never more than dim.
         allow_unconverged: Return what was reached instead of raising.
+        basis: Krylov spaces of the same operator and rows from an earlier call, to be grown further.
     Raises:
         ConvergenceError: The tolerance was not reached.
         NumericalError: A filter refuses the Ritz values found so far, which lie inside the spectrum.
@@ -208,7 +215,7 @@ def lanczos(
     if not filters:
         raise InputError("`filters` must hold at least one filter; got none.")
     resolved = [filter.resolve() for filter in filters]
-    basis = LanczosBasis(operator, rows)
+    basis = LanczosBasis(operator, rows) if basis is None else basis
     error, limit = _grow(basis, resolved, tolerance, min(max_steps, operator.dim))
     converged = error <= tolerance
     if not allow_unconverged and not bool(converged.all()):
@@ -236,19 +243,24 @@ def largest_eigenvalue(operator: SymmetricOperator, *, steps: int = 50, seed: in
 
 def _grow(basis: LanczosBasis, filters: Sequence[SpectralFilter], tolerance: float, limit: int) -> tuple[Tensor, int]:
     """Extend until the last changes of every filter are small; the estimated errors (n_filters, m) and the limit."""
-    shape = (len(filters), len(basis.norms))
-    unknown = as_float64(basis.norms).new_full(shape, math.inf)
-    changes = [unknown] * _AGREEING_CHECKS
-    previous: Tensor | None = None
     while True:
-        basis.extend(min(_STEPS_PER_CHECK, limit - basis.steps))
-        _check_filters(basis, filters)
-        current = torch.stack([basis.coefficients(filter) for filter in filters])
-        changes = [*changes[1:], unknown if previous is None else _relative_change(previous, current)]
-        error = torch.stack(changes).amax(0).masked_fill(basis.complete, 0.0)
-        if bool((error <= tolerance).all()) or basis.steps == limit:
-            return error, limit
-        previous = current
+        if basis.steps:
+            _check_filters(basis, filters)
+            error = torch.stack([_last_changes(basis, filter) for filter in filters]).masked_fill(basis.complete, 0.0)
+            if bool((error <= tolerance).all()) or basis.steps >= limit:
+                return error, limit
+        # Looking costs an eigen-decomposition of the whole tridiagonal: less often as it grows.
+        basis.extend(min(max(_STEPS_PER_CHECK, basis.steps // 8), limit - basis.steps))
+
+
+def _last_changes(basis: LanczosBasis, filter: SpectralFilter) -> Tensor:
+    """Largest relative change of f(C) v over the last checks, (m,); infinite while there are too few steps."""
+    marks = [basis.steps - _STEPS_PER_CHECK * k for k in range(_AGREEING_CHECKS, -1, -1)]
+    if marks[0] < 1:
+        return as_float64(basis.norms).new_full((len(basis.norms),), math.inf)
+    course = [basis.coefficients(filter, steps) for steps in marks]
+    changes = [_relative_change(before, after) for before, after in itertools.pairwise(course)]
+    return torch.stack(changes).amax(0)
 
 
 def _relative_change(previous: Tensor, current: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ from whence.curvature.krylov import KrylovForm
 from whence.curvature.linearized import LinearizedTrain
 from whence.curvature.primal import PrimalForm
 from whence.data import Examples
-from whence.task import Task
+from whence.task import Task, working_dtype
 
 LARGEST_DENSE = 6000  # rows or parameters up to which an eigen-decomposition is taken: 0.3 GB and about a minute
 
@@ -124,15 +124,19 @@ def fit_gauss_newton(
         dtype: Precision of Jacobian rows; see `LinearizedTrain.of`.
     Raises:
         UnsupportedError: The loss has no known Hessian.
+        UnknownNameError: No such form.
     Cost:
         One pass of per-example Jacobians with r rows each (r = outputs, one less for cross-entropy), kept in memory up
         to 4 GiB; then one eigen-decomposition, or a product per Lanczos step.
     Reference:
         Schraudolph (2002), Neural Computation 14(7); the dual and primal forms share all non-zero eigenvalues.
     """
+    look_up({"auto": None, **FORMS}, form, "curvature form")
     linear = LinearizedTrain.of(task, train, dtype=dtype)
     name = choose_form(linear.n_rows, linear.n_params) if form == "auto" else form
-    return GaussNewton(look_up(FORMS, name, "curvature form")(linear), name)
+    if dtype is None and name == "krylov":
+        linear = replace(linear, dtype=working_dtype(task.model))  # its tolerance is far above float32 rounding
+    return GaussNewton(FORMS[name](linear), name)
 
 
 def choose_form(n_rows: int, n_params: int) -> str:

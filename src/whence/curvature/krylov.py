@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
@@ -23,7 +24,8 @@ from whence.algebra import (
 )
 from whence.curvature.linearized import LinearizedTrain
 
-BASIS_MEMORY = 4 * 2**30  # bytes of Krylov vectors held for one block of queries
+BASIS_MEMORY = 2 * 2**30  # bytes of Krylov vectors held for one block of queries
+REMEMBERED = 2  # blocks of rows whose Krylov spaces are kept: one of queries, and the gradient of the train loss
 EXPECTED_STEPS = 100  # Krylov vectors a query may need, for sizing the blocks
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # relative change of f(C) v; what agreement can tell apart
 
@@ -36,11 +38,12 @@ class KrylovForm:
     linear: LinearizedTrain
     max_steps: int = 400
     steps_taken: list[int] = field(default_factory=list)
+    _memory: list[tuple[Tensor, LanczosBasis]] = field(default_factory=list)
 
     @cached_property
     def mean_eigenvalue(self) -> float:
         """trace(C) / n_params."""
-        total = sum(float(a.square().sum(dtype=torch.float64)) for _, a in self.linear.factor_blocks())
+        total = sum(float(a.square().sum(dtype=torch.float64)) for a in self._factors())
         return total / self.linear.n_params
 
     @cached_property
@@ -51,17 +54,27 @@ class KrylovForm:
     @cached_property
     def operator(self) -> SymmetricOperator:
         """C as an operator on rows: one product with a stored factor, or one pass over the train set."""
-        linear = self.linear
-        if linear.fits_memory:
-            return FactorOperator(torch.cat([a for _, a in linear.factor_blocks()]))
+        if self.linear.fits_memory:
+            return FactorOperator(self._factor)
 
         def product(rows: Tensor) -> Tensor:
             total = torch.zeros_like(rows)
-            for _, factor in linear.factor_blocks():
+            for factor in self._factors():
                 total += (rows @ factor.T) @ factor
             return total
 
-        return CallbackOperator(linear.n_params, product, linear.dtype, linear.task.device)
+        return CallbackOperator(self.linear.n_params, product, self.linear.dtype, self.linear.task.device)
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        return torch.cat([a for _, a in self.linear.factor_blocks()])
+
+    def _factors(self) -> Iterator[Tensor]:
+        """Rows of A in order: stored, or computed anew."""
+        if self.linear.fits_memory:
+            yield self._factor
+        else:
+            yield from (a for _, a in self.linear.factor_blocks())
 
     def solve(self, filter: ResolvableFilter, rows: Tensor) -> Tensor:
         """f(C) applied to rows (m, n_params).
@@ -105,17 +118,26 @@ class KrylovForm:
 
     def _factor_times(self, vectors: Tensor) -> Tensor:
         """A v for rows v (k, n_params): (n r, k) float64."""
-        parts = [(a @ vectors.to(a.dtype).T).double() for _, a in self.linear.factor_blocks()]
-        return torch.cat(parts)
+        return torch.cat([(a @ vectors.to(a.dtype).T).double() for a in self._factors()])
 
     def _known(self, filter: ResolvableFilter) -> ResolvableFilter:
         return filter.resolve(mean_eigenvalue=self.mean_eigenvalue)
 
     def _grown(self, filter: ResolvableFilter, rows: Tensor) -> LanczosBasis:
+        """Krylov spaces of the rows, grown far enough for the filter; those of the last few blocks are kept."""
+        known = next((basis for start, basis in self._memory if torch.equal(start, rows)), None)
         result = lanczos(
-            self.operator, rows, [self._known(filter)], tolerance=TOLERANCE[self.linear.dtype], max_steps=self.max_steps
+            self.operator,
+            rows,
+            [self._known(filter)],
+            tolerance=TOLERANCE[self.linear.dtype],
+            max_steps=self.max_steps,
+            basis=known,
         )
         self.steps_taken.append(result.steps)
+        if known is None:
+            self._memory.append((rows, result.basis))
+            del self._memory[:-REMEMBERED]
         return result.basis
 
     def _parts(self, rows: Tensor) -> tuple[Tensor, ...]:

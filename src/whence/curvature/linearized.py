@@ -10,7 +10,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from whence.batches import Batch
 from whence.data import Examples
 from whence.errors import UnsupportedError
 from whence.gradients import cast_batch, outputs_of, pull_back, slopes
@@ -160,8 +159,3 @@ class LinearizedTrain:
     def _computed(self) -> Iterator[tuple[slice, Tensor]]:
         cotangents = self.basis.T.expand(self.n_train, -1, -1)
         yield from pull_back(self.task, self.train, cotangents, dtype=self.dtype)
-
-
-def train_batch(linear: LinearizedTrain) -> Batch:
-    """All train examples in float64, on the task's device."""
-    return cast_batch(linear.train.all(), torch.float64, linear.task.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from whence.data import Examples, LeftOutSets
+from whence.errors import InputError
 from whence.gold.facts import seed_list, sweep_facts
 from whence.gold.sweep import Sweep, run_sweep
 from whence.scores import Outcomes
-from whence.task import Task, working_dtype
+from whence.task import Task
 from whence.training import EngineName, Execution, PointUnit, Problem, Recipe, refuse_functional_dropout, training_twin
 
 LeftOut = int | Sequence[int] | LeftOutSets
@@ -135,41 +137,51 @@ def further_train(
     check_problem(task, train, queries, recipe)
     problem = Problem(training_twin(task, recipe.dropout), train, queries, recipe)
     positions = tuple(tuple(s) for s in sets)
+    distinct = tuple(dict.fromkeys(positions))  # random sets may repeat
     ids = tuple(tuple(train.ids[i] for i in s) for s in positions)
     facts = sweep_facts("further training", task, train, queries, recipe, seed_values, at)
     sweep = Sweep(
         problem_of=lambda seed: problem,
         seeds=seed_values,
-        sets=((), *positions),
+        sets=((), *distinct),
         record_steps=tuple(recipe.steps_at(p, len(train)) for p in at),
         settings={**facts, "left_out": [list(s) for s in positions]},
         header={"query_ids": list(queries.ids), "left_out": [list(s) for s in ids]},
         description="further training",
     )
     result = run_sweep(sweep, engine=engine, store_dir=store_dir, rebuild=rebuild)
+    columns = torch.tensor([1 + distinct.index(s) for s in positions])
     return Gold(
-        measures=result.measures[:, :, 1:],
+        measures=result.measures[:, :, columns],
         full=result.measures[:, :, 0],
-        distances=result.distances[:, :, 1:],
+        distances=result.distances[:, :, columns],
         points=at,
         point_unit=recipe.unit,
         seeds=seed_values,
         query_ids=queries.ids,
         left_out=ids,
         orientation=task.measure.orientation,
-        eps=torch.finfo(working_dtype(task.model)).eps,
+        eps=max(torch.finfo(p.dtype).eps for p in task.model.parameters() if p.requires_grad),
         measure=task.measure.name,
         execution=result.execution,
     )
 
 
 def as_sets(left_out: LeftOut, n_train: int) -> LeftOutSets:
-    """Left-out sets from a count (evenly spaced), positions (one at a time), or as given."""
+    """Left-out sets from a count (evenly spaced), positions (one at a time), or as given.
+
+    Raises:
+        InputError: The count is more than there are examples, or a position is named twice.
+    """
     if isinstance(left_out, LeftOutSets):
         return left_out
     if isinstance(left_out, int):
         return LeftOutSets.evenly_spaced(n_train, left_out)
-    return LeftOutSets.singles(left_out)
+    sets = LeftOutSets.singles(left_out)
+    twice = [position for position, count in Counter(sets.indices.tolist()).items() if count > 1]
+    if twice:
+        raise InputError(f"`left_out` names position {twice[0]} more than once. Name each position once.")
+    return sets
 
 
 def check_problem(task: Task, train: Examples, queries: Examples, recipe: Recipe) -> None:

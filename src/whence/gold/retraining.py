@@ -15,7 +15,7 @@ from whence.errors import InputError
 from whence.gold.facts import seed_list, sweep_facts
 from whence.gold.further import check_problem
 from whence.gold.sweep import Sweep, run_sweep
-from whence.task import Task
+from whence.task import Task, fingerprint
 from whence.training import EngineName, Execution, PointUnit, Problem, Recipe, training_twin
 
 Initialize = Callable[[int], dict[str, Tensor]]  # seed -> state dict
@@ -99,13 +99,14 @@ def retrain(
 
     lacks = tuple(tuple((~row).nonzero().flatten().tolist()) for row in mask)
     distinct = tuple(dict.fromkeys(lacks))
+    starts = None if initialize is None else [fingerprint(problem_of(s).task.model) for s in seed_values]
     facts = sweep_facts("retraining", task, train, queries, recipe, seed_values, at)
     sweep = Sweep(
         problem_of=problem_of,
         seeds=seed_values,
         sets=distinct,
         record_steps=tuple(recipe.steps_at(p, len(train)) for p in at),
-        settings={**facts, "lacks": [list(s) for s in distinct], "own_initialisation": initialize is not None},
+        settings={**facts, "lacks": [list(s) for s in distinct], "initialisation": starts},
         header={"query_ids": list(queries.ids), "train_ids": list(train.ids)},
         description="retraining",
     )

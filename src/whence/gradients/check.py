@@ -72,6 +72,7 @@ def check_gradients(task: Task, examples: Examples, *, n: int = 8, dtype: torch.
     chosen = choose_path(task, few)
     for name in dict.fromkeys([chosen, "loop"]):
         gap = (PATHS[name](task, trainable, fixed, batch, v)[:, 0] - reference).abs().amax(0)
+        gap = gap.masked_fill(gap.isnan(), torch.inf)  # or `max` below would name another parameter
         differences[name] = float(gap.max() / reference.abs().max().clamp_min(torch.finfo(dtype).tiny))
         per_tensor = {key: float(x.max()) for key, x in task.layout.unflatten(gap).items()}
         worst[name] = max(per_tensor, key=lambda key: per_tensor[key])

@@ -1,10 +1,10 @@
 """Attribution methods, one a file, by the names of their presets."""
 
-from whence.methods.attribute import attribute, attribute_with, block_source
+from whence.methods.diagonal import self_influence
 from whence.methods.horizon import horizon_filter
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
-from whence.methods.self_influence import self_influence
+from whence.methods.scoring import attribute, attribute_with, block_source
 from whence.methods.table import METHODS
 
 __all__ = [

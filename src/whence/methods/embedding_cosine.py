@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from whence.algebra import pairwise_cosine
-from whence.batches import Batch
+from whence.batches import Batch, batch_size
 from whence.data import Examples
-from whence.errors import InputError
+from whence.errors import InputError, ShapeError
 from whence.gradients import cast_batch
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
@@ -25,6 +25,7 @@ def embedding_cosine(inputs: Inputs) -> Result:
 
     Raises:
         InputError: The task gives no embedding and the model has no linear layer.
+        ShapeError: The embedding has not one row for each example.
     """
     queries, train = embeddings(inputs.task, inputs.queries), embeddings(inputs.task, inputs.train)
     flat = (queries.norm(dim=1) == 0)[:, None] | (train.norm(dim=1) == 0)
@@ -38,8 +39,17 @@ def embeddings(task: Task, examples: Examples) -> Tensor:
         for _, rows in examples.batches(BATCH):
             batch = cast_batch(rows, next(task.model.parameters()).dtype, task.device)
             found = _last_linear_input(task, batch) if task.embedding is None else task.embedding(task.model, batch)
+            _require_rows(found, batch_size(batch))
             blocks.append(found.flatten(1).double())
     return torch.cat(blocks)
+
+
+def _require_rows(found: Tensor, n: int) -> None:
+    if found.ndim < 2 or found.shape[0] != n:
+        raise ShapeError(
+            f"The embedding of {n} examples must be ({n}, d); got {tuple(found.shape)}. Pass `embedding=` to the task: "
+            "a callable `(model, batch) -> (b, d)`."
+        )
 
 
 def _last_linear_input(task: Task, batch: Batch) -> Tensor:

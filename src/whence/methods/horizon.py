@@ -57,11 +57,11 @@ def horizon(
     Cost:
         One curvature for all amounts; see `fit_gauss_newton`.
     """
+    filters = {amount: horizon_filter(recipe, amount, flow=flow).bind(inputs.n_train) for amount in at}
     curvature = inputs.gauss_newton(form)
     queries = inputs.query_gradients_in(curvature.linear.dtype)
     results = {}
-    for amount in at:
-        used = horizon_filter(recipe, amount, flow=flow).bind(inputs.n_train)
+    for amount, used in filters.items():
         values = inputs.orientation * curvature.scores(used, queries)
         results[amount] = whole(values, {**used.describe(), "form": curvature.form_name})
     return results

@@ -55,10 +55,10 @@ def horizon_ahead(
         its correction term; the sum over the steps is worked out here.
     """
     score = look_up(LOOK_AHEADS, look_ahead, "look_ahead")
+    runs = {amount: recipe.dynamics(amount, inputs.n_train) for amount in at}
     curvature = inputs.gauss_newton(form)
     results = {}
-    for amount in at:
-        steps = recipe.dynamics(amount, inputs.n_train)
+    for amount, steps in runs.items():
         motion = curvature.displacement(Horizon(steps), steps.weight_decay)
         dtype = curvature.linear.dtype
         ahead = moved_outputs(inputs.task, inputs.queries, motion, dtype=dtype)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from whence.algebra import Damping, conjugate_gradient
-from whence.algebra.filters import damped_inverse
 from whence.curvature import KrylovForm
 from whence.gradients import loss_gradients
-from whence.methods.influence_gn import DEFAULT_DAMPING
+from whence.methods.filters import DEFAULT_DAMPING, damping_filter
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.scores import ScoreBlock
@@ -37,9 +36,10 @@ def influence_cg(
     Reference:
         Martens (2010), Deep learning via Hessian-free optimization; Koh and Liang (2017), arXiv:1703.04730.
     """
+    chosen = damping_filter(DEFAULT_DAMPING if damping is None else damping)
     curvature = inputs.gauss_newton("krylov")
     assert isinstance(curvature.form, KrylovForm)
-    used = curvature.resolve(damped_inverse(damping or DEFAULT_DAMPING)).resolve()
+    used = curvature.resolve(chosen).resolve()
     shift = float(used.describe()["damping"])  # type: ignore[arg-type]
     dtype = curvature.linear.dtype
     solved = conjugate_gradient(

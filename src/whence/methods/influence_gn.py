@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from whence.algebra import Damping, damped_inverse
+from whence.algebra import Damping
 from whence.algebra.filters import ResolvableFilter
 from whence.errors import InputError
+from whence.methods.filters import DEFAULT_DAMPING, bound_filter, damping_filter
 from whence.methods.horizon import RecipeFilter
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.methods.whole import whole
-
-DEFAULT_DAMPING = Damping.relative(0.1)
 
 
 def influence_gn(
@@ -35,9 +34,12 @@ def influence_gn(
     """
     if damping is not None and filter is not None:
         raise InputError("Give either `damping` or `filter`: a filter holds its own damping.")
+    if filter is None:
+        chosen = damping_filter(DEFAULT_DAMPING if damping is None else damping)
+    else:
+        chosen = bound_filter(filter, inputs.n_train)
     curvature = inputs.gauss_newton(form)
-    chosen = filter.bind(inputs.n_train) if isinstance(filter, RecipeFilter) else filter
-    used = curvature.resolve(chosen or damped_inverse(damping or DEFAULT_DAMPING))
+    used = curvature.resolve(chosen)
     values = curvature.scores(used, inputs.query_gradients_in(curvature.linear.dtype))
     return whole(inputs.orientation * values, {**used.describe(), "form": curvature.form_name})
 

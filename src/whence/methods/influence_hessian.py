@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from whence.algebra import Damping, damped_inverse
+from whence.algebra import Damping
 from whence.curvature import fit_hessian
 from whence.gradients import loss_gradients
+from whence.methods.filters import damping_filter
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.scores import ScoreBlock
@@ -28,8 +29,9 @@ def influence_hessian(inputs: Inputs, *, damping: Damping) -> Result:
     Reference:
         Koh and Liang (2017), arXiv:1703.04730, eq. (2).
     """
+    chosen = damping_filter(damping)
     spectrum = fit_hessian(inputs.task, inputs.train)
-    used = damped_inverse(damping).resolve(mean_eigenvalue=spectrum.mean_eigenvalue)
+    used = chosen.resolve(mean_eigenvalue=spectrum.mean_eigenvalue)
     directions = spectrum.apply(used, inputs.query_gradients_in(torch.float64)) * inputs.orientation / inputs.n_train
 
     def blocks() -> Iterator[ScoreBlock]:

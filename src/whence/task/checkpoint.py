@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,23 +17,31 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
     A `.pt` file may hold the state dict itself or a dict with it under `state_dict` or `model`.
 
     Raises:
-        DataError: The file is missing, cannot be read safely, or its names do not fit the model.
+        DataError: The file is missing, cannot be read safely, or its names or shapes do not fit the model, which then
+            stays as it was.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"No checkpoint at {path}.")
     state = _read(path)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
+        missing = sorted(set(missing) - _given_by_another_name(model, state))
+        problem = f"missing {missing[:5]}, not in the model {unexpected[:5]}." if missing or unexpected else None
     except RuntimeError as error:
-        raise DataError(f"{path} does not fit the model: {error}") from error
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(model.named_parameters()).keys()
-    missing = [name for name in missing if name not in tied]
-    if missing or unexpected:
-        raise DataError(
-            f"{path} does not fit the model: missing {missing[:5]}, not in the model {list(unexpected)[:5]}."
-        )
+        problem = str(error)
+    if problem is not None:
+        model.load_state_dict(before)  # what did fit is loaded by now
+        raise DataError(f"{path} does not fit the model: {problem}")
     return model.eval()
+
+
+def _given_by_another_name(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
+    """Names of tied parameters of which the file holds another name, as files that store each tensor once do."""
+    names = [(name, id(p)) for name, p in model.named_parameters(remove_duplicate=False)]
+    given = {key for name, key in names if name in state}
+    return {name for name, key in names if key in given}
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -50,6 +59,6 @@ def _read(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict):
+    if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         raise DataError(f"{path} holds a {type(loaded).__name__}, not a state dict.")
     return loaded

@@ -9,7 +9,7 @@ than outputs, and a binary classifier costs one Jacobian row per example instead
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from whence.batches import Batch
-from whence.errors import ShapeError, UnsupportedError
+from whence.errors import DataError, ShapeError, UnsupportedError
 
 PerExample = Callable[[Tensor, Batch], Tensor]
 Target = Callable[[Batch], Tensor]
@@ -44,6 +44,10 @@ class Loss(ABC):
     def hessian(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Hessian in the outputs (b, c) of each example: (b, c, c), positive semi-definite."""
 
+    def check_targets(self, outputs: Tensor, batch: Batch, ids: Sequence[object]) -> None:
+        """Refuse targets that would give a number without a meaning; called once, before any work."""
+        return None
+
 
 @dataclass(frozen=True)
 class SquaredError(Loss):
@@ -69,10 +73,10 @@ class SquaredError(Loss):
 
 def logit_margin(outputs: Tensor, labels: Tensor) -> Tensor:
     """`z_y - logsumexp_{k != y} z_k`, which equals log(p_y / (1 - p_y)); (b, c), (b,) -> (b,)."""
-    if outputs.ndim != 2 or labels.ndim != 1 or labels.shape[0] != outputs.shape[0]:
+    if outputs.ndim != 2 or outputs.shape[1] < 2 or labels.ndim != 1 or labels.shape[0] != outputs.shape[0]:
         raise ShapeError(
-            f"Classification needs outputs (b, classes) and integer labels (b,); got {tuple(outputs.shape)} and "
-            f"{tuple(labels.shape)}."
+            f"Classification needs outputs (b, classes), two classes at least, and integer labels (b,); got "
+            f"{tuple(outputs.shape)} and {tuple(labels.shape)}. Give a binary classifier two logits, such as (0, z)."
         )
     columns = torch.arange(outputs.shape[1], device=outputs.device)
     own = columns == labels[:, None]
@@ -95,9 +99,30 @@ class CrossEntropy(Loss):
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         return -F.logsigmoid(logit_margin(outputs, self.target(batch)))
 
+    def check_targets(self, outputs: Tensor, batch: Batch, ids: Sequence[object]) -> None:
+        """Refuse labels that are no integers in 0 .. classes - 1.
+
+        Raises:
+            DataError: A label is not; the message names the first example.
+        """
+        labels = self.target(batch)
+        logit_margin(outputs, labels)
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise DataError(f"Class labels must be integers; got {labels.dtype}. Use `labels.long()`.")
+        wrong = ((labels < 0) | (labels >= outputs.shape[1])).nonzero().flatten()
+        if len(wrong):
+            k = int(wrong[0])
+            raise DataError(
+                f"Class labels must lie in 0 .. {outputs.shape[1] - 1}, one for each of the model's {outputs.shape[1]} "
+                f"outputs; example {ids[k]!r} has {int(labels[k])}."
+            )
+
     def hessian(self, outputs: Tensor, batch: Batch) -> Tensor:
         p = outputs.softmax(1)
-        return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        off = p[:, :, None] * p[:, None, :]
+        off = off - torch.diag_embed(off.diagonal(dim1=1, dim2=2))
+        # Not p (1 - p): for a sure row 1 - p rounds to 0, and the sum over the other classes does not.
+        return torch.diag_embed(off.sum(2)) - off
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,8 @@ def make_measure(
             classifiers was asked of another loss.
     """
     if isinstance(measure, Measure):
+        if lower_is_better is not None:
+            raise InputError(f"`lower_is_better` is fixed for the measure {measure.name!r}; leave it out.")
         return measure
     if not isinstance(measure, str):
         if lower_is_better is None:

@@ -53,7 +53,8 @@ class ParameterLayout:
 
     def flatten(self, tensors: Mapping[str, Tensor], n_leading: int = 0) -> Tensor:
         """One vector from named tensors that share `n_leading` leading dimensions: (..., n_params)."""
-        parts = [tensors[name].flatten(n_leading) for name in self.names]
+        # Not `flatten`, which has no dimension to start at in a parameter without dimensions.
+        parts = [tensors[name].reshape(*tensors[name].shape[:n_leading], -1) for name in self.names]
         return torch.cat(parts, dim=-1)
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
@@ -61,7 +62,7 @@ class ParameterLayout:
         leading = flat.shape[:-1]
         pieces = torch.split(flat, list(self.sizes), dim=-1)
         return {
-            name: piece.reshape(*leading, *shape)
+            name: piece.reshape((*leading, *shape))
             for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
         }
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from whence.batches import Batch, batch_size, map_tensors
+from whence.batches import Batch, batch_size, map_tensors, to_device
 from whence.checks import require_finite
 from whence.errors import InputError, ModeError, ShapeError
 from whence.task.losses import CallableLoss, CrossEntropy, Loss, PerExample, SquaredError, Target
@@ -169,8 +169,9 @@ class Task:
     def call(self, state: dict[str, Tensor], batch: Batch) -> Tensor:
         """Outputs (b, ...) of one pass with the given parameters and buffers in place of the model's own."""
         caller = _Caller(self.model, self.outputs)
-        renamed = {f"model.{name}": x for name, x in state.items()}
-        return functional_call(caller, renamed, (batch,))  # type: ignore[no-any-return]
+        renamed = {f"model.{slot}": state[owner] for slot, owner in _slots(self.model).items() if owner in state}
+        # Not `tie_weights=True`: where one module has two names it swaps tensors twice, and puts back the wrong ones.
+        return functional_call(caller, renamed, (batch,), tie_weights=False)  # type: ignore[no-any-return]
 
     def require_eval(self) -> None:
         """Refuse a model in train mode: its answers depend on chance or on the batch."""
@@ -192,16 +193,19 @@ class Task:
             ModeError: The model is in train mode.
             ShapeError: Outputs, loss or measure do not have the examples as first dimension, or the model cannot
                 take the batch.
+            DataError: A class label is no integer, or names no output.
             NonFiniteError: A parameter, an output, a loss or a measure is NaN or infinite.
         """
         self.require_eval()
         for name, p in self.model.named_parameters():
             require_finite(p.detach(), f"Parameter {name!r}")
+        batch = to_device(batch, self.device)
         n, named = batch_size(batch), list(ids)
         with torch.no_grad():
             outputs = self._try_outputs(batch, role)
             _require_rows(outputs, n, "`outputs`", "(b, ...)")
             require_finite(outputs, "`outputs`", rows=role, ids=named)
+            self.loss.check_targets(outputs, batch, named)
             for name, fn in (("loss", self.loss), ("measure", self.measure)):
                 if name == "measure" and role == "train example":
                     continue
@@ -218,6 +222,18 @@ class Task:
             raise ShapeError(
                 f"The model cannot run on a {role} batch of tensors {', '.join(shapes)}: {error}"
             ) from error
+
+
+def _slots(model: nn.Module) -> dict[str, str]:
+    """Each place of each module that holds a tensor, once -> the name of that tensor in `named_parameters()`."""
+    owners: dict[int, str] = {}
+    slots = {}
+    for prefix, module in model.named_modules(prefix=""):
+        for leaf, x in (*module._parameters.items(), *module._buffers.items()):
+            if x is not None:
+                slot = f"{prefix}.{leaf}" if prefix else leaf
+                slots[slot] = owners.setdefault(id(x), slot)
+    return slots
 
 
 def _require_rows(x: object, n: int, what: str, shape: str) -> None:

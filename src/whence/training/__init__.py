@@ -12,13 +12,13 @@ from whence.training.engines import (
     probe,
     run_chunks,
 )
+from whence.training.fitting import train
 from whence.training.job import Job, JobResult
 from whence.training.loop import run_loop
 from whence.training.processes import Problem, WorkerPool
 from whence.training.recipe import OPTIMIZERS, PointUnit, Recipe
 from whence.training.sampler import StepBatch, batches_per_epoch, epoch_orders, step_batches
 from whence.training.stacked import run_stacked
-from whence.training.train import train
 
 __all__ = [
     "ENGINES",

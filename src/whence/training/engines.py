@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from whence.checks import look_up
 from whence.errors import UnsupportedError
 from whence.progress import stage
 from whence.training.job import JobResult
-from whence.training.processes import INLINE, Problem, WorkerPool, can_pack
+from whence.training.processes import INLINE, Problem, WorkerPool, can_pack, finished
 
 EngineName = Literal["auto", "stacked", "loop", "processes"]
 ENGINES = ("auto", "stacked", "loop", "processes")
@@ -79,19 +79,20 @@ def probe(
         total_steps: Runs times steps of the whole sweep, to see whether worker processes are worth starting.
         seconds: Shortest timing that counts.
     Cost:
-        About `seconds` for each of up to four candidates, and a few seconds to start workers for long sweeps.
+        About `seconds` for each of up to six candidates, and a few seconds to start workers for long sweeps.
     """
     threads = torch.get_num_threads()
-    few = Problem(
-        problem.task,
-        problem.train,
-        problem.queries.subset(range(min(PROBE_QUERIES, len(problem.queries)))),
-        problem.recipe,
-    )
+    queries = problem.queries.subset(range(min(PROBE_QUERIES, len(problem.queries))))
+    few = Problem(problem.task, problem.train, queries, problem.recipe)
     sizes = sorted({min(size, len(left_out)) for size in CHUNKS})
-    candidates = [Execution("stacked", "stacked", size, 1, threads) for size in sizes]
-    candidates.append(Execution("loop", "loop", min(CHUNKS[0], len(left_out)), 1, threads))
+    candidates = [Execution("stacked", "stacked", size, 1, 1) for size in sizes]
+    candidates.append(Execution("loop", "loop", min(CHUNKS[0], len(left_out)), 1, 1))
     timings = [t for c in candidates if (t := _timed(few, c, left_out, seconds)) is not None]
+    if threads > 1:
+        # Small models are slower on two threads than on one: only the best of each engine is tried on all of them.
+        best = {t.execution.engine: t.execution for t in sorted(timings, key=lambda t: -t.seconds)}
+        wide = [_timed(few, replace(e, threads=threads), left_out, seconds) for e in best.values()]
+        timings += [t for t in wide if t is not None]
     timings.sort(key=lambda t: t.seconds)
     if threads > 1 and timings[0].seconds * total_steps > WORTH_PROCESSES and can_pack(problem) is None:
         timings.append(_timed_processes(few, left_out, threads, timings, seconds))
@@ -103,22 +104,29 @@ def _timed(few: Problem, execution: Execution, left_out: Sequence[tuple[int, ...
     runs = tuple(left_out[: execution.chunk if execution.engine == "stacked" else 1])
     run = INLINE[execution.engine]
     try:
-        run(few.job(0, runs, (1,)))  # warm-up: allocations, kernels, thread pools
-    except UnsupportedError:
-        raise
-    except (RuntimeError, NotImplementedError):
+        with limited_threads(execution.threads):
+            run(few.job(0, runs, (1,)))  # warm-up: allocations, kernels, thread pools
+    except (UnsupportedError, RuntimeError, NotImplementedError):
         if execution.engine == "loop":
             raise
         return None
-    steps, best = 2, math.inf
+    longest = _longest(few)
+    steps, best, timed = min(2, longest), math.inf, 0.0
     while True:
-        start = time.perf_counter()
-        run(few.job(0, runs, (steps,)))
-        elapsed = time.perf_counter() - start
+        with limited_threads(execution.threads):
+            start = time.perf_counter()
+            run(few.job(0, runs, (steps,)))
+            elapsed = time.perf_counter() - start
         best = min(best, elapsed / steps / len(runs))
-        if elapsed >= seconds:
+        timed = timed + elapsed if steps == longest else elapsed
+        if timed >= seconds:
             return Timing(execution, best)
-        steps = min(steps * 8, max(steps + 1, math.ceil(1.3 * seconds * steps / elapsed)))
+        steps = min(steps * 8, max(steps + 1, math.ceil(1.3 * seconds * steps / elapsed)), longest)
+
+
+def _longest(problem: Problem) -> int:
+    """Steps of the whole recipe: beyond them a run may diverge, and a decaying learning rate would fall below 0."""
+    return problem.recipe.steps_at(problem.recipe.amount, len(problem.train))
 
 
 def _timed_processes(
@@ -134,12 +142,12 @@ def _timed_processes(
                 continue
             chunk = min(fitting[0].execution.chunk, per_worker)
             runs = tuple(left_out[:chunk]) if inner == "stacked" else tuple(left_out[:1])
-            steps = max(2, math.ceil(seconds / (fitting[0].seconds * len(runs))))
+            steps = min(max(2, math.ceil(seconds / (fitting[0].seconds * len(runs)))), _longest(few))
             for future in [pool.submit(inner, 0, runs, (1,)) for _ in range(workers)]:
-                future.result()
+                finished(future)
             start = time.perf_counter()
             for future in [pool.submit(inner, 0, runs, (steps,)) for _ in range(workers)]:
-                future.result()
+                finished(future)
             rate = (time.perf_counter() - start) / steps / len(runs) / workers
             found = Timing(Execution("processes", inner, chunk, workers, 1), rate)
             best = found if best is None or rate < best.seconds else best
@@ -188,17 +196,17 @@ def run_chunks(
             yield chunk, result
         return
     with WorkerPool(problem, execution.workers) as pool:
-        waiting: dict[Future[JobResult], Chunk] = {}
+        waiting: dict[Future[bytes], Chunk] = {}
         queue: Iterable[Chunk] = iter(chunks)
         for chunk in itertools.islice(queue, 2 * execution.workers):
             waiting[pool.submit(execution.inner, chunk.seed, chunk.left_out, record_steps, keep)] = chunk
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
-                finished = waiting.pop(future)
+                ready = waiting.pop(future)
                 for chunk in itertools.islice(queue, 1):
                     waiting[pool.submit(execution.inner, chunk.seed, chunk.left_out, record_steps, keep)] = chunk
-                yield finished, future.result()
+                yield ready, finished(future)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from whence.batches import Batch, map_tensors
+from whence.batches import Batch
 from whence.training.job import Job, JobResult, start_of
 from whence.training.lockstep import Replicas, train_in_lockstep
 
@@ -31,7 +31,7 @@ def _run_one(job: Job, lacks: tuple[int, ...]) -> JobResult:
     leaves: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def forward(batch: Batch) -> Tensor:
-        return job.task.outputs(model, map_tensors(lambda x: x[0], batch))[None]
+        return job.task.outputs(model, batch)
 
     start, _ = start_of(job.task.model)
     return train_in_lockstep(job, Replicas([lacks], leaves, False, model, forward), start)

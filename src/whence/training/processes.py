@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from typing import Any
@@ -23,9 +24,9 @@ from torch import Tensor, multiprocessing
 
 from whence.batches import map_tensors
 from whence.data import Examples
-from whence.errors import UnsupportedError
+from whence.errors import UnsupportedError, WhenceError
 from whence.task import Task
-from whence.task.factory import import_factory
+from whence.task.factory import FILE_MODULE, import_factory
 from whence.training.job import Job, JobResult, RunJob
 from whence.training.loop import run_loop
 from whence.training.recipe import Recipe
@@ -72,9 +73,9 @@ class WorkerPool:
         left_out: tuple[tuple[int, ...], ...],
         record_steps: tuple[int, ...],
         keep: bool = False,
-    ) -> Future[JobResult]:
-        """Run one job in a worker with the engine `inner`."""
-        with _hidden_main():
+    ) -> Future[bytes]:
+        """Run one job in a worker with the engine `inner`; `finished` waits for its result."""
+        with _hidden_main(), _named_end():
             return self._pool.submit(_run, inner, seed, left_out, record_steps, keep)
 
     def close(self) -> None:
@@ -86,6 +87,25 @@ class WorkerPool:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def finished(future: Future[bytes]) -> JobResult:
+    """The result of a submitted job, as soon as it is there."""
+    with _named_end():
+        result: JobResult = pickle.loads(future.result())
+    return result
+
+
+@contextlib.contextmanager
+def _named_end() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise WhenceError(
+            "A worker process ended before its work was done: it was killed, ran out of memory, or could not build the "
+            'task (then its own error stands above). Use engine="stacked" or engine="loop"; what `store_dir` holds is '
+            "kept."
+        ) from error
 
 
 def can_pack(problem: Problem) -> str | None:
@@ -110,10 +130,16 @@ def _pack(problem: Problem) -> dict[str, Any]:
     if problem.task.factory is None:
         raise UnsupportedError(
             "The task cannot be sent to worker processes: it holds a lambda, a local function, or a class defined in "
-            'the running script. Pass `factory="package.module:function"` to the task, or use engine="stacked".'
+            'the running script or in a factory\'s file. Pass `factory="package.module:function"` to the task, or use '
+            'engine="stacked".'
         )
-    state = {name: _shared(x) for name, x in problem.task.model.state_dict().items()}
-    return {**shared, "factory": problem.task.factory, "state": state, "dropout": problem.recipe.dropout}
+    return {
+        **shared,
+        "factory": problem.task.factory,
+        "state": {name: _shared(x) for name, x in problem.task.model.state_dict().items()},
+        "tracked": problem.task.layout.names,
+        "dropout": problem.recipe.dropout,
+    }
 
 
 def _shared(x: Tensor) -> Tensor:
@@ -124,10 +150,11 @@ def _shared(x: Tensor) -> Tensor:
 
 def _pickles(task: Task) -> bool:
     try:
-        # What the running script defines is pickled by reference to `__main__`, which a worker does not have.
-        return b"__main__" not in pickle.dumps(task)
-    except (pickle.PicklingError, AttributeError, TypeError):
+        data = pickle.dumps(task)
+    except Exception:  # whatever the user's own objects raise
         return False
+    # What the running script or a factory's file defines is pickled by reference to a module no worker can import.
+    return b"__main__" not in data and FILE_MODULE.encode() not in data
 
 
 @contextlib.contextmanager
@@ -167,7 +194,9 @@ def _rebuild(payload: dict[str, Any]) -> Task:
     task: Task = built[0] if isinstance(built, tuple) else built
     twin = training_twin(task, payload["dropout"])
     twin.model.load_state_dict(payload["state"])
-    return twin
+    for name, p in twin.model.named_parameters():
+        p.requires_grad_(name in payload["tracked"])
+    return twin.with_model(twin.model)
 
 
 def _die_with_parent() -> None:
@@ -180,5 +209,6 @@ def _die_with_parent() -> None:
 
 def _run(
     inner: str, seed: int, left_out: tuple[tuple[int, ...], ...], record_steps: tuple[int, ...], keep: bool
-) -> JobResult:
-    return INLINE[inner](_PROBLEM[0].job(seed, left_out, record_steps, keep))
+) -> bytes:
+    # Tensors would travel as shared memory, which holds a file open for each of them as long as it lives.
+    return pickle.dumps(INLINE[inner](_PROBLEM[0].job(seed, left_out, record_steps, keep)))

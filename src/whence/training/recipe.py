@@ -73,6 +73,14 @@ class Recipe:
         require_count(self.amount, self.unit)
         if self.clip_norm is not None:
             require_positive(self.clip_norm, "clip_norm")
+        for name, value in (("momentum", self.momentum), ("betas[0]", self.betas[0]), ("betas[1]", self.betas[1])):
+            if not 0 <= value < 1:
+                raise InputError(f"`{name}` must be in [0, 1); got {value!r}.")
+        for name, value in (("weight_decay", self.weight_decay), ("eps", self.eps)):
+            if not 0 <= value < math.inf:
+                raise InputError(f"`{name}` must be non-negative and finite; got {value!r}.")
+        if self.nesterov and self.momentum == 0:
+            raise InputError("`nesterov=True` needs a positive `momentum`; got 0.")
         if self.optimizer != "sgd" and (self.momentum or self.nesterov):
             raise InputError(f"`momentum` and `nesterov` belong to sgd; the optimizer is {self.optimizer!r}.")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.func import vmap
 
 from whence.batches import Batch, flatten
+from whence.errors import UnsupportedError
 from whence.task import ModelOutputs
 from whence.training.job import Job, JobResult, start_of
 from whence.training.lockstep import Replicas, train_in_lockstep
@@ -15,6 +17,8 @@ from whence.training.stacked_layers import chain_of, run_chain
 def run_stacked(job: Job) -> JobResult:
     """Train all runs of a job together.
 
+    Raises:
+        UnsupportedError: The model cannot be vmapped.
     Cost:
         Memory n_runs * n_params * (2 + optimizer states) and the activations of n_runs batches.
     """
@@ -25,7 +29,8 @@ def run_stacked(job: Job) -> JobResult:
     def chained(batch: Batch) -> Tensor:
         assert layers is not None
         assert isinstance(job.task.outputs, ModelOutputs)
-        return run_chain(layers, leaves, job.task.outputs.inputs(batch))
+        x = job.task.outputs.inputs(batch)
+        return run_chain(layers, leaves, by_run(x)).flatten(0, 1)
 
     def vectorized(batch: Batch) -> Tensor:
         tensors, rebuild = flatten(batch)
@@ -33,8 +38,19 @@ def run_stacked(job: Job) -> JobResult:
         def one_run(own: dict[str, Tensor], *parts: Tensor) -> Tensor:
             return job.task.call({**own, **fixed}, rebuild(parts))
 
-        outputs: Tensor = vmap(one_run)(leaves, *tensors)
-        return outputs
+        try:
+            outputs: Tensor = vmap(one_run)(leaves, *(by_run(x) for x in tensors))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            raise UnsupportedError(
+                f"The stacked engine cannot run this model, since torch.func.vmap cannot: {error} "
+                'Use engine="loop" or engine="processes".'
+            ) from error
+        return outputs.flatten(0, 1)
+
+    def by_run(x: Tensor) -> Tensor:
+        return x.reshape(job.n_runs, -1, *x.shape[1:])
 
     forward = vectorized if layers is None else chained
     return train_in_lockstep(job, Replicas(job.left_out, leaves, True, job.task.model, forward), start)

@@ -7,6 +7,7 @@ tenth faster on small networks. A network with a layer that is not in the table 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,39 @@ from whence.task import ModelOutputs, Task
 Stacked = Callable[[nn.Module, str, dict[str, Tensor], Tensor], Tensor]
 
 
+class StackedLinear(torch.autograd.Function):
+    """x (R, b, i), weight (R, o, i), bias (R, o) -> (R, b, o), with gradients laid out like the parameters.
+
+    Autograd's own backward of the transposed product gives transposed gradients, which every update then copies.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        turned = weight.transpose(1, 2)
+        return torch.bmm(x, turned) if bias is None else torch.baddbmm(bias[:, None], x, turned)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        (g,) = upstream
+        x, weight = ctx.saved_tensors
+        toward_x = torch.bmm(g, weight) if ctx.needs_input_grad[0] else None
+        return toward_x, torch.bmm(g.transpose(1, 2), x), g.sum(1) if ctx.has_bias else None
+
+
 def _linear(layer: nn.Module, name: str, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     """(R, ..., i) with weights (R, o, i) -> (R, ..., o)."""
-    weight = parameters[f"{name}.weight"].transpose(1, 2)
-    bias = parameters.get(f"{name}.bias")
-    rows = x.flatten(1, -2)
-    y = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias[:, None], rows, weight)
-    return y.reshape(*x.shape[:-1], -1)
+    weight, bias = parameters[f"{name}.weight"], parameters.get(f"{name}.bias")
+    rows = x if x.ndim == 3 else x.flatten(1, -2)
+    y: Tensor = StackedLinear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    # No reshape where none is needed: an in-place activation on a view costs autograd a copy.
+    return y if x.ndim == 3 else y.reshape(*x.shape[:-1], -1)
+
+
+def _relu(layer: nn.Module, name: str, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+    # In place on what a layer has just made; its backward needs only the sign of the result.
+    return torch.relu_(x) if x.requires_grad and not x.is_leaf else torch.relu(x)
 
 
 def _elementwise(layer: nn.Module, name: str, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -36,7 +63,7 @@ def _flatten(layer: nn.Module, name: str, parameters: dict[str, Tensor], x: Tens
 STACKED_LAYERS: dict[type[nn.Module], Stacked] = {
     nn.Linear: _linear,
     nn.Flatten: _flatten,
-    nn.ReLU: _elementwise,
+    nn.ReLU: _relu,
     nn.Tanh: _elementwise,
     nn.Sigmoid: _elementwise,
     nn.GELU: _elementwise,
@@ -50,10 +77,12 @@ STACKED_LAYERS: dict[type[nn.Module], Stacked] = {
 
 def chain_of(task: Task, parameters: dict[str, Tensor]) -> list[tuple[str, nn.Module]] | None:
     """The layers of the model in order, where it is a plain chain of layers in `STACKED_LAYERS`; else None."""
-    if not isinstance(task.outputs, ModelOutputs) or not isinstance(task.model, nn.Sequential):
+    # A subclass may run its layers in another way.
+    if not isinstance(task.outputs, ModelOutputs) or type(task.model) is not nn.Sequential:
         return None
-    layers = [(name, layer) for name, layer in task.model.named_children()]
-    plain = all(type(layer) in STACKED_LAYERS and _default(layer) for _, layer in layers)
+    # Not `named_children`, which lists a layer that is used twice only once.
+    layers = [(name, layer) for name, layer in task.model._modules.items() if layer is not None]
+    plain = _default(task.model) and all(type(layer) in STACKED_LAYERS and _default(layer) for _, layer in layers)
     owned = {f"{name}.{p}" for name, layer in layers for p, _ in layer.named_parameters()}
     # A frozen or tied parameter is not in the stack under its own name: leave those networks to vmap.
     return layers if plain and owned == parameters.keys() else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from whence.data import Examples
 from whence.task import Task
-from whence.training.dropout import training_twin
+from whence.training.dropout import refuse_functional_dropout, training_twin
 from whence.training.job import Job
 from whence.training.loop import run_loop
 from whence.training.recipe import Recipe
@@ -23,10 +23,13 @@ def train(task: Task, examples: Examples, recipe: Recipe, *, seed: int = 0) -> T
         The same task; `task.model` is in eval mode.
     Raises:
         NonFiniteError: Training diverged.
+        UnsupportedError: The model has dropout that is no `nn.Dropout` module, and the recipe asks for dropout.
     Cost:
         One ordinary training.
     """
     task.require_eval()
+    if recipe.dropout:
+        refuse_functional_dropout(task, examples.batch(range(min(2, len(examples)))))
     end = recipe.steps_at(recipe.amount, len(examples))
     few = examples.subset(range(min(16, len(examples))))
     twin = training_twin(task, recipe.dropout)

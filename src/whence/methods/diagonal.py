@@ -9,18 +9,20 @@ from whence.algebra.filters import ResolvableFilter
 from whence.curvature import fit_gauss_newton
 from whence.data import Examples
 from whence.gradients import loss_gradients
+from whence.methods.filters import bound_filter
+from whence.methods.horizon import RecipeFilter
 from whence.task import Task
 
 
 def self_influence(
-    task: Task, train: Examples, *, filter: ResolvableFilter | None = None, form: str = "auto"
+    task: Task, train: Examples, *, filter: ResolvableFilter | RecipeFilter | None = None, form: str = "auto"
 ) -> Tensor:
     """b_i^T f(C) b_i / n for every train example; without a filter the squared gradient norm |b_i|^2.
 
     Args:
         task: The final model, in eval mode.
         train: Train examples.
-        filter: Of the Gauss-Newton curvature.
+        filter: Of the Gauss-Newton curvature, such as `horizon(recipe)`.
         form: As in `fit_gauss_newton`.
     Returns:
         (n_train,) float64, non-negative. With a filter in the unit of the loss, without one it only ranks.
@@ -35,8 +37,9 @@ def self_influence(
         for part, rows in loss_gradients(task, train):
             values[part] = rows.square().sum(1, dtype=torch.float64).cpu()
         return values
+    chosen = bound_filter(filter, len(train))
     curvature = fit_gauss_newton(task, train, form=form)
-    known = curvature.resolve(filter)
+    known = curvature.resolve(chosen)
     for part, rows in loss_gradients(task, train, dtype=curvature.linear.dtype):
         solved = curvature.form.solve(known, rows)
         values[part] = ((solved * rows.double()).sum(1) / len(train)).cpu()

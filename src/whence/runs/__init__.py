@@ -1,0 +1,21 @@
+"""Runs from a TOML file: settings, a folder that continues, and the commands that fill it."""
+
+from whence.runs.agree import AgreeResult, run_agree
+from whence.runs.config import RunConfig, load_config
+from whence.runs.folder import RunFolder
+from whence.runs.gold import GoldResult, run_gold
+from whence.runs.score import ScoreResult, run_score
+from whence.runs.score_files import ScoreFiles
+
+__all__ = [
+    "AgreeResult",
+    "GoldResult",
+    "RunConfig",
+    "RunFolder",
+    "ScoreFiles",
+    "ScoreResult",
+    "load_config",
+    "run_agree",
+    "run_gold",
+    "run_score",
+]

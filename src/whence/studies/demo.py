@@ -1,0 +1,271 @@
+"""The demo: two small models on embedded real data, from training to scores to the check against further training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.data import Examples, load, plant_label_noise
+from whence.evaluation import Agreement, MislabelAuc, agreement, mislabel_auc, reliability
+from whence.gold import Gold, further_train
+from whence.gradients import outputs_of
+from whence.methods import Inputs, attribute_with, self_influence
+from whence.progress import stage
+from whence.scores import Outcomes, ScoreMatrix
+from whence.storage import make_dir, write_json
+from whence.task import Task, fingerprint
+from whence.training import Recipe, train
+
+NOISE = 0.05  # share of digits that get a wrong label
+METRIC = "pearson"
+FIRST_ORDER = ("grad_dot", "grad_cos", "influence_gn", "embedding_cosine", "random")
+BY_AMOUNT = ("horizon", "horizon_ahead")
+SHOWN = "horizon_ahead"
+
+Interval = list[float]  # value, low, high
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One part of the demo: how its model is trained, trained further, and asked.
+
+    Attributes:
+        title: Heading of its part of the report.
+        original: From the initialisation to the final model.
+        further: What the gold standard runs.
+        points: Where it is measured.
+        left_out: How many train examples are left out, one at a time.
+        seeds: Gold seeds.
+        n_queries: How many test examples are asked about.
+    """
+
+    title: str
+    original: Recipe
+    further: Recipe
+    points: tuple[int, ...]
+    left_out: int
+    seeds: int
+    n_queries: int
+
+
+DIGITS = Plan(
+    title="Handwritten digits, 5 % of the labels planted wrong",
+    original=Recipe(lr=0.05, momentum=0.9, batch_size=64, epochs=12),
+    further=Recipe(lr=0.01, batch_size=64, epochs=4),
+    points=(1, 2, 4),
+    left_out=40,
+    seeds=3,
+    n_queries=48,
+)
+DIABETES = Plan(
+    title="Diabetes progression",
+    original=Recipe(lr=0.1, batch_size=64, epochs=100),
+    further=Recipe(lr=0.01, batch_size=64, epochs=50),
+    points=(1, 5, 20, 50),
+    left_out=80,
+    seeds=5,
+    n_queries=40,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one part of the demo found.
+
+    Attributes:
+        plan: How it was run.
+        train: Train examples as the model saw them.
+        queries: What was asked about.
+        scores: Of the method that is shown, at the last point.
+        agreement: method -> point -> (value, low, high).
+        ceiling: point -> what a perfect score could reach, given the noise of the gold standard.
+        summary: The part of summary.json.
+        suspicion: Self-influence of each train example, where labels were planted wrong.
+        flipped: Which labels those are.
+        clean: The labels before.
+    """
+
+    plan: Plan
+    train: Examples
+    queries: Examples
+    scores: ScoreMatrix
+    agreement: Mapping[str, Mapping[int, tuple[float, float, float]]]
+    ceiling: Mapping[int, float]
+    summary: dict[str, Any]
+    suspicion: Tensor | None = None
+    flipped: Tensor | None = None
+    clean: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Demo:
+    """Both parts, and the whole summary as written to summary.json."""
+
+    parts: tuple[Part, ...]
+    summary: dict[str, Any]
+    summary_path: Path
+
+
+def run_demo(out: str | Path) -> Demo:
+    """Train, score, run a pilot gold standard and compare, on digits and on diabetes; writes `summary.json` in `out`.
+
+    Further training is kept under `out`, so that a second demo in the same folder is a matter of seconds.
+
+    Cost:
+        About a minute on two cores.
+    """
+    started = time.perf_counter()
+    out = Path(out)
+    make_dir(out)
+    parts = (digits_part(out), diabetes_part(out))
+    summary: dict[str, Any] = {"seconds": 0.0}
+    summary |= {name: part.summary for name, part in zip(("digits", "diabetes"), parts, strict=True)}
+    summary["seconds"] = round(time.perf_counter() - started, 2)
+    path = out / "summary.json"
+    write_json(path, summary)
+    return Demo(parts, summary, path)
+
+
+def digits_net(seed: int = 0) -> nn.Sequential:
+    """Two convolutions and a linear layer; 9,930 parameters, for (b, 1, 8, 8) pictures."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    ).eval()
+
+
+def diabetes_net(seed: int = 0) -> nn.Sequential:
+    """A multi-layer perceptron; 1,441 parameters, for 10 features."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1)).eval()
+
+
+def digits_part(out: Path, *, plan: Plan = DIGITS, noise_seed: int = 0) -> Part:
+    """The small CNN on noisy digits."""
+    split = load("digits")
+    noisy = plant_label_noise(split.train, fraction=NOISE, n_classes=10, seed=noise_seed)
+    with stage("digits: training"):
+        task = train(Task.classification(digits_net()), noisy.examples, plan.original)
+    queries = evenly(split.test, plan.n_queries)
+    part = _study(plan, task, noisy.examples, queries, out / "gold-digits")
+    suspicion = self_influence(task, noisy.examples)
+    losses = task.loss(outputs_of(task, noisy.examples, dtype=torch.float64), noisy.examples.all())
+    part.summary["accuracy"] = accuracy(task, split.test)
+    part.summary["mislabel_auc"] = {
+        "self_influence": _interval(mislabel_auc(suspicion, noisy.flipped)),
+        "loss": _interval(mislabel_auc(losses.detach(), noisy.flipped)),
+    }
+    return Part(**{**vars(part), "suspicion": suspicion, "flipped": noisy.flipped, "clean": noisy.clean})
+
+
+def diabetes_part(out: Path, *, plan: Plan = DIABETES) -> Part:
+    """The small MLP on a regression table."""
+    split = load("diabetes")
+    with stage("diabetes: training"):
+        task = train(Task.regression(diabetes_net()), split.train, plan.original)
+    part = _study(plan, task, split.train, evenly(split.test, plan.n_queries), out / "gold-diabetes")
+    x, y = split.test.all()
+    with torch.no_grad():
+        part.summary["explained_variance"] = float(1 - (task.model(x) - y).var() / y.var())
+    return part
+
+
+def evenly(examples: Examples, n: int) -> Examples:
+    """`n` examples, evenly spaced: chosen without looking at them."""
+    return examples.subset([k * len(examples) // n for k in range(min(n, len(examples)))])
+
+
+def accuracy(task: Task, examples: Examples) -> float:
+    """Share of examples whose largest logit is the label's."""
+    labels = examples.all()[1]
+    return float((outputs_of(task, examples).argmax(1) == labels).double().mean())
+
+
+def _study(plan: Plan, task: Task, train_set: Examples, queries: Examples, store: Path) -> Part:
+    gold = further_train(
+        task,
+        train_set,
+        queries,
+        plan.further,
+        left_out=plan.left_out,
+        seeds=plan.seeds,
+        points=plan.points,
+        store_dir=store.with_name(f"{store.name}-{fingerprint(task.model)[:12]}"),
+    )
+    outcomes = gold.outcomes("mean")
+    scores = _all_scores(plan, Inputs(task, train_set, queries))
+    found = _agreements(scores, outcomes)
+    trust = reliability(outcomes, METRIC, n_bootstrap=200)
+    shown = scores[SHOWN]
+    assert isinstance(shown, dict)
+    return Part(
+        plan=plan,
+        train=train_set,
+        queries=queries,
+        scores=shown[plan.points[-1]],
+        agreement=found,
+        ceiling=trust.ceiling(),
+        summary=_summary(plan, gold, found, trust.table["reliability"].tolist(), trust.ceiling()),
+    )
+
+
+def _all_scores(plan: Plan, inputs: Inputs) -> dict[str, ScoreMatrix | dict[int, ScoreMatrix]]:
+    scores: dict[str, ScoreMatrix | dict[int, ScoreMatrix]] = {}
+    with stage("scoring", total=len(FIRST_ORDER) + len(BY_AMOUNT), unit="method") as done:
+        for name in FIRST_ORDER:
+            scores[name] = attribute_with(inputs, name)
+            done.advance()
+        for name in BY_AMOUNT:
+            scores[name] = attribute_with(inputs, name, recipe=plan.further, at=plan.points)
+            done.advance()
+    return scores
+
+
+def _agreements(
+    scores: Mapping[str, ScoreMatrix | dict[int, ScoreMatrix]], outcomes: Outcomes
+) -> dict[str, dict[int, tuple[float, float, float]]]:
+    with stage("agreement"):
+        return {
+            name: _by_point(agreement(values, outcomes, metrics=(METRIC,), n_bootstrap=500))
+            for name, values in scores.items()
+        }
+
+
+def _by_point(found: Agreement) -> dict[int, tuple[float, float, float]]:
+    columns = (found.table[name].tolist() for name in ("point", "value", "low", "high"))
+    return {int(point): (value, low, high) for point, value, low, high in zip(*columns, strict=True)}
+
+
+def _summary(
+    plan: Plan,
+    gold: Gold,
+    found: Mapping[str, Mapping[int, tuple[float, float, float]]],
+    trust: list[float],
+    ceiling: Mapping[int, float],
+) -> dict[str, Any]:
+    return {
+        "agreement": {m: {str(p): list(v) for p, v in points.items()} for m, points in found.items()},
+        "agreement_metric": METRIC,
+        "point_unit": gold.point_unit,
+        "reliability": dict(zip(map(str, plan.points), trust, strict=True)),
+        "ceiling": {str(p): c for p, c in ceiling.items()},
+        "left_out": len(gold.left_out),
+        "seeds": len(gold.seeds),
+        "queries": len(gold.query_ids),
+        "engine": gold.execution.to_dict(),
+    }
+
+
+def _interval(found: MislabelAuc) -> Interval:
+    return [found.value, found.low, found.high]
