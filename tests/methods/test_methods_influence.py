@@ -296,11 +296,7 @@ def test_damping_is_resolved_once_and_reported(classification):
     torch.testing.assert_close(again.values, first.values, rtol=1e-12, atol=0.0)
 
 
-# `choose_path` of the gradients flattens outputs from their second dimension on, which (n,) does not have.
-NO_SECOND_DIMENSION = pytest.mark.xfail(raises=IndexError, strict=True, reason="gradients refuse outputs (n,)")
-
-
-@pytest.mark.parametrize("shape", [pytest.param((), marks=NO_SECOND_DIMENSION), (6,), (2, 3), (3, 1, 2)])
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3), (3, 1, 2)])
 def test_outputs_of_any_shape_are_flat_outputs(shape, regression, assert_same):
     """(n,), (n, 6), (n, 2, 3): one squared error, mean over the outputs, and one set of scores."""
     problem = regression(hidden=4, n_outputs=max(1, torch.Size(shape).numel()))

@@ -32,9 +32,9 @@ app.meta.suppress_keyboard_interrupt = False  # `main` answers it
 @app.command(sort_key=1)
 def demo(*, out: Annotated[Path, Parameter(help="Folder for the report.")] = Path("whence-demo")) -> Lines:
     """Embedded real data, a picture-rich report, in about two minutes."""
-    from whence.studies.demo import run_demo
+    from whence.cli.demo import report_demo
 
-    return [str(run_demo(out))]
+    return [str(report_demo(out))]
 
 
 @app.command(sort_key=2)

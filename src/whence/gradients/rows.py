@@ -79,11 +79,9 @@ def choose_path(task: Task, examples: Examples) -> str:
     trainable, fixed = model_state(task.model, dtype)
     batch = cast_batch(examples.batch(range(min(2, len(examples)))), dtype, task.device)
     with torch.no_grad():
-        outputs = task.call({**trainable, **fixed}, batch).flatten(1) if len(examples) else None
-    if outputs is None:
-        return "vmap"
+        outputs = task.call({**trainable, **fixed}, batch)
     try:
-        pull_back_vmap(task, trainable, fixed, batch, torch.ones_like(outputs)[:, None])
+        pull_back_vmap(task, trainable, fixed, batch, torch.ones_like(outputs).reshape(outputs.shape[0], 1, -1))
     except (RuntimeError, NotImplementedError, ValueError):
         return "loop"
     return "vmap"

@@ -142,7 +142,9 @@ def build(config: TaskConfig, factory: Callable[..., Any]) -> tuple[Task, Exampl
         raise ConfigError(f"{expected}; got {what}.")
     for value, (role, kind, advice) in zip(built, _PARTS, strict=True):
         if not isinstance(value, kind):
-            raise ConfigError(f"{expected} with a {kind.__name__} as {role}; got a {type(value).__name__}. {advice}")
+            raise ConfigError(
+                f"{expected}; `{role}` must be of type {kind.__name__}, got {type(value).__name__}. {advice}"
+            )
     task, train, queries = built
     if task.factory is None and not config.options:
         task.factory = config.factory  # for worker processes, which cannot pass options
