@@ -5,8 +5,11 @@ import math
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ["WHENCE_PROGRESS"] = "silent"  # before anything is shown; subprocesses inherit it
+settings.register_profile("whence", deadline=None)  # a slow machine is no failure
+settings.load_profile("whence")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -176,6 +176,14 @@ def test_new_scores_are_compared_again(done):
     assert run_agree(done).computed
 
 
+def test_fewer_methods_are_compared_again(done):
+    edit(done / "config.toml", '    "grad_dot",\n', "")
+    again = run_agree(done)
+    assert again.computed
+    assert list(again.summary["agreement"]["cosine"]) == ["influence_gn", "horizon_ahead"]
+    assert set(again.table["method"]) == {"influence_gn", "horizon_ahead"}
+
+
 # Refusals
 
 
@@ -215,13 +223,10 @@ def test_a_factory_that_gives_another_model_is_refused(project):
         ("points = [1, 3]", "points = [1, 30]", "from 1 to the recipe's 3 epochs"),
         ("factory.py:build", "factory.py:biuld", "Did you mean `build`"),
         ("factory.py:build", "absent.py:build", "no file"),
-        ("[score]", "[task.options]\nm = 3\n[score]", r"takes \(n=14, seed=0\)"),
+        ('factory.py:build"', 'factory.py:build"\ntask.options.m = 3', r"takes \(n=14, seed=0\)"),
     ],
 )
 def test_typing_errors_are_found_before_the_factory_runs_and_leave_no_folder(project, old, new, message):
-    if "task.options" in new:
-        edit(project / "tiny.toml", 'task.factory = "factory.py:build"', "")
-        new = new.replace("[task.options]", '[task]\nfactory = "factory.py:build"\n[task.options]')
     edit(project / "tiny.toml", old, new)
     for command in (run_gold, run_score, run_agree):
         with pytest.raises(ConfigError, match=message):

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
-from whence import __version__
-from whence.cli.show import Lines, show_agree, show_gold, show_score
+from whence.cli.show import Lines, show_agree, show_demo, show_gold, show_score
 from whence.cli.source import check_source
 
 COMMON_OPTIONS = ("--quiet", "--progress", "--debug", "--help")
@@ -16,10 +15,20 @@ Config = Annotated[Path, Parameter(help="A TOML file, a run folder, or its confi
 Out = Annotated[Path | None, Parameter(help="Folder of the run. Default: the run folder named, else runs/<name> here.")]
 Rebuild = Annotated[bool, Parameter(show_default=False, help="Compute again what is damaged; the rest is kept.")]
 
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("whence")
+    except metadata.PackageNotFoundError:  # run from a folder
+        return "unknown"
+
+
 app = App(
     name="whence",
     help="Which training examples made this model do that, and how far can the answer be trusted?",
-    version=__version__,
+    version=_version,
     help_format="plaintext",
     default_parameter=Parameter(negative=""),
     suppress_keyboard_interrupt=False,
@@ -32,9 +41,9 @@ app.meta.suppress_keyboard_interrupt = False  # `main` answers it
 @app.command(sort_key=1)
 def demo(*, out: Annotated[Path, Parameter(help="Folder for the report.")] = Path("whence-demo")) -> Lines:
     """Embedded real data, a picture-rich report, in about two minutes."""
-    from whence.cli.demo import report_demo
+    from whence.report.demo import demo as run_demo
 
-    return [str(report_demo(out))]
+    return show_demo(run_demo(out))
 
 
 @app.command(sort_key=2)

@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from whence.report.demo import DemoReport
     from whence.runs import AgreeResult, GoldResult, ScoreResult
 
 Lines = list[str]
+
+
+def show_demo(result: DemoReport) -> Lines:
+    """What was found, and the page that shows it."""
+    return [*result.lines, str(result.summary), str(result.report)]
 
 
 def show_gold(result: GoldResult) -> Lines:

@@ -26,6 +26,7 @@ from whence.curvature.linearized import LinearizedTrain
 
 BASIS_MEMORY = 2 * 2**30  # bytes of Krylov vectors held for one block of queries
 REMEMBERED = 2  # blocks of rows whose Krylov spaces are kept: one of queries, and the gradient of the train loss
+COLUMNS = 1024  # Krylov vectors the factor is applied to at once: one reading of it serves many queries
 EXPECTED_STEPS = 100  # Krylov vectors a query may need, for sizing the blocks
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # relative change of f(C) v; what agreement can tell apart
 
@@ -102,19 +103,17 @@ class KrylovForm:
         result = []
         for part in self._parts(queries):
             s_a, alpha, vectors_a = _ritz_vectors(self._grown(Horizon(steps), part))
-            rows = [
-                self._one_query(steps, s_a[q], alpha[q], vectors_a[q], s_b[0], gamma[0], at_b) for q in range(len(part))
-            ]
-            result.append(torch.stack(rows))
+            kernels = [look_ahead_kernel(s.clamp_min(0), s_b[0].clamp_min(0), steps) for s in s_a]
+            weights = alpha[:, :, None] * torch.stack(kernels) * gamma[0]  # (m, k_a, k_b)
+            size = max(1, COLUMNS // vectors_a.shape[1])
+            for own_weights, own_vectors in zip(torch.split(weights, size), torch.split(vectors_a, size), strict=True):
+                result.append(self._weighted_rows(own_weights, own_vectors, at_b))
         return torch.cat(result)
 
-    def _one_query(
-        self, steps: Steps, s_a: Tensor, alpha: Tensor, vectors: Tensor, s_b: Tensor, gamma: Tensor, at_b: Tensor
-    ) -> Tensor:
-        """sum_ab alpha_a F_ab gamma_b (A u_a)_r (A u_b)_r over the Ritz pairs of one query: (n r,)."""
-        kernel = look_ahead_kernel(s_a.clamp_min(0), s_b.clamp_min(0), steps)
-        weights = alpha[:, None] * kernel * gamma  # (k_a, k_b)
-        return ((self._factor_times(vectors) @ weights) * at_b).sum(1)
+    def _weighted_rows(self, weights: Tensor, vectors: Tensor, at_b: Tensor) -> Tensor:
+        """sum_ab weights_ab (A u_a)_r (A u_b)_r for several queries: (m, k_a, k_b), (m, k_a, n_params) -> (m, n r)."""
+        at_a = self._factor_times(vectors.flatten(0, 1)).reshape(-1, *weights.shape[:2])  # (n r, m, k_a)
+        return torch.einsum("rma,mab,rb->mr", at_a, weights, at_b)
 
     def _factor_times(self, vectors: Tensor) -> Tensor:
         """A v for rows v (k, n_params): (n r, k) float64."""

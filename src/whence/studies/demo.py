@@ -135,15 +135,15 @@ def run_demo(out: str | Path) -> Demo:
 
 
 def digits_net(seed: int = 0) -> nn.Sequential:
-    """Two convolutions and a linear layer; 9,930 parameters, for (b, 1, 8, 8) pictures."""
+    """Two convolutions and a linear layer; 6,586 parameters, for (b, 1, 8, 8) pictures."""
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
+        nn.Conv2d(1, 12, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.Conv2d(12, 24, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(512, 10),
+        nn.Linear(384, 10),
     ).eval()
 
 
