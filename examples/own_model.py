@@ -6,7 +6,7 @@
 
 import torch
 
-import whence.report
+import whence
 from whence.task import CrossEntropy, Pick
 
 ENGLISH = "house bread friend morning water window thank school white winter strength brother journey kitchen"
@@ -39,4 +39,4 @@ def build():
 if __name__ == "__main__":
     task, train, queries = build()
     scores = whence.attribute(task, train, queries, method="influence_gn")
-    whence.write_report("report.html", whence.report.ReportCase("English or Italian?", train, queries, scores))
+    whence.write_report("report.html", whence.ReportCase("English or Italian?", train, queries, scores))

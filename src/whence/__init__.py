@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from whence.methods import attribute_with as attribute_with
     from whence.methods import horizon_filter as horizon
     from whence.methods import self_influence as self_influence
+    from whence.report import ReportCase as ReportCase
     from whence.report import write_report as write_report
     from whence.scores import Outcomes as Outcomes
     from whence.scores import ScoreMatrix as ScoreMatrix
@@ -52,6 +53,7 @@ _ROOMS = {
     "LeftOutSets": "data",
     "Outcomes": "scores",
     "Recipe": "training",
+    "ReportCase": "report",
     "ScoreMatrix": "scores",
     "Steps": "algebra",
     "Task": "task",
@@ -85,6 +87,7 @@ __all__ = [
     "LeftOutSets",
     "Outcomes",
     "Recipe",
+    "ReportCase",
     "ScoreMatrix",
     "Steps",
     "Task",

@@ -23,7 +23,9 @@ from whence.studies.demo import (
 from whence.task import Task
 from whence.training import train
 
-SMALL_DIGITS = replace(DIGITS, points=(1,), further=replace(DIGITS.further, epochs=1), left_out=12, seeds=2, n_queries=8)
+SMALL_DIGITS = replace(
+    DIGITS, points=(1,), further=replace(DIGITS.further, epochs=1), left_out=12, seeds=2, n_queries=8
+)
 SMALL_DIABETES = replace(DIABETES, points=(1, 5), further=replace(DIABETES.further, epochs=5), seeds=3)
 
 
