@@ -5,12 +5,14 @@ All in one process, the same threads, alternating, medians of three; results are
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from benchmarks.published import BATCH, LEFT_OUT, Setting, data_of, final_model
@@ -30,48 +32,53 @@ class LeaveOneOutSampler(Sampler[int]):
         self.n, self.left_out = n, left_out
         self.generator = torch.Generator().manual_seed(seed)
 
-    def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self.n, generator=self.generator).tolist()
+    def order(self) -> torch.Tensor:
+        """The indices of the next epoch."""
+        order = torch.randperm(self.n, generator=self.generator)
         torch.randperm(self.n, generator=self.generator)
-        return iter([i for i in order if i != self.left_out])
+        return order[order != self.left_out]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
 
     def __len__(self) -> int:
         return self.n - 1
 
 
+def plain_loss(task: Task) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The mean loss as anybody would write it."""
+    return F.mse_loss if task.loss.name == "mse" else F.cross_entropy
+
+
 def dataloader_run(task: Task, train: Examples, queries: Examples, setting: Setting, left_out: int) -> torch.Tensor:
     """One run as published: DataLoader, batches of 128, num_workers=0, torch.optim."""
-    model = training_twin(task, dropout=False).model
     x, y = train.all()
     sampler = LeaveOneOutSampler(len(train), left_out, seed=0)
     loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, sampler=sampler, num_workers=0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=setting.further_lr)
-    recorded = []
-    for epoch in range(1, EPOCHS + 1):
-        for batch in loader:
-            optimizer.zero_grad()
-            task.loss(model(batch[0]), batch).mean().backward()
-            optimizer.step()
-        if epoch in POINTS:
-            with torch.no_grad():
-                recorded.append(task.loss(model(queries.all()[0]), queries.all()))
-    return torch.stack(recorded)
+    return _plain_run(task, queries, setting, lambda: iter(loader))
 
 
 def memory_run(task: Task, train: Examples, queries: Examples, setting: Setting, left_out: int) -> torch.Tensor:
     """One run as a careful person writes it: tensors in memory, batches by indexing, torch.optim."""
-    model = training_twin(task, dropout=False).model
     x, y = train.all()
     sampler = LeaveOneOutSampler(len(train), left_out, seed=0)
+
+    def epoch() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for rows in sampler.order().split(BATCH):
+            yield x[rows], y[rows]
+
+    return _plain_run(task, queries, setting, epoch)
+
+
+def _plain_run(task: Task, queries: Examples, setting: Setting, epoch_of: Callable[[], Iterator[Any]]) -> torch.Tensor:
+    model = copy.deepcopy(task.model)
     optimizer = torch.optim.SGD(model.parameters(), lr=setting.further_lr)
+    loss_of = plain_loss(task)
     recorded = []
     for epoch in range(1, EPOCHS + 1):
-        order = torch.tensor(list(sampler))
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            batch = (x[rows], y[rows])
+        for x, y in epoch_of():
             optimizer.zero_grad()
-            task.loss(model(batch[0]), batch).mean().backward()
+            loss_of(model(x), y).backward()
             optimizer.step()
         if epoch in POINTS:
             with torch.no_grad():

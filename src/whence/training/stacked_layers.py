@@ -47,9 +47,31 @@ def _linear(layer: nn.Module, name: str, parameters: dict[str, Tensor], x: Tenso
     return y if x.ndim == 3 else y.reshape(*x.shape[:-1], -1)
 
 
+class StackedReLU(torch.autograd.Function):
+    """ReLU that overwrites its input, and in the backward pass the gradient it is given.
+
+    Both are fresh tensors of a neighbouring layer that nothing else reads; large temporaries cost more than the sums.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x.relu_())
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        g = upstream[0].contiguous()
+        return torch.ops.aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
+
+
 def _relu(layer: nn.Module, name: str, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-    # In place on what a layer has just made; its backward needs only the sign of the result.
-    return torch.relu_(x) if x.requires_grad and not x.is_leaf else torch.relu(x)
+    # Only what a linear layer has just made may be overwritten: other layers keep their result for their own backward.
+    if type(x.grad_fn).__name__ != "StackedLinearBackward":
+        return torch.relu(x)
+    y: Tensor = StackedReLU.apply(x)  # type: ignore[no-untyped-call]
+    return y
 
 
 def _elementwise(layer: nn.Module, name: str, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
