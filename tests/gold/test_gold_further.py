@@ -164,6 +164,19 @@ def test_measures_of_a_sure_classifier_are_no_multiples_of_float32_rounding():
     assert bool((effects.abs() >= 16 * gold.eps * gold.outcomes().level[0, sure, None]).any())  # more than rounding
 
 
+@pytest.mark.parametrize("build", [classifier, mlp_regression])
+def test_measures_are_computed_in_float64_from_float32_outputs(build):
+    """Nothing moves at this rate, so that every run must give the final model's measures, to the last bit."""
+    small = build(dtype=torch.float32)
+    recipe = Recipe(lr=1e-30, batch_size=4, epochs=1)
+    gold = further_train(small.task, small.train, small.queries, recipe, left_out=2, seeds=1, engine="loop")
+    batch = small.queries.all()
+    outputs = small.task.outputs(small.task.model, batch).detach()
+    exact = small.task.measure(outputs.double(), small.queries.to(dtype=torch.float64).all())
+    assert torch.equal(gold.full[0, 0], exact)
+    assert not torch.equal(small.task.measure(outputs, batch).double(), exact)
+
+
 # Refusals, all of them before any training
 
 

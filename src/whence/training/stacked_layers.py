@@ -63,7 +63,8 @@ class StackedReLU(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         g = upstream[0].contiguous()
-        return torch.ops.aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
+        reached: Tensor = torch.ops.aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
+        return reached
 
 
 def _relu(layer: nn.Module, name: str, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
