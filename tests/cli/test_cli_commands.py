@@ -228,7 +228,7 @@ def test_the_demo_prints_the_path_of_its_report(monkeypatch, tmp_path, capsys):
     assert main(["demo", "--out", "there", "--quiet"]) == 0
     assert capsys.readouterr().out == f"{Path('there/report.html')}\n"
     assert main(["demo"]) == 0
-    lines = ["grad_dot 0.5", str(Path("whence-demo/summary.json")), str(Path("whence-demo/report.html"))]
+    lines = ["grad_dot 0.5", str(Path("runs/demo/summary.json")), str(Path("runs/demo/report.html"))]
     assert capsys.readouterr().out.splitlines() == lines
 
 

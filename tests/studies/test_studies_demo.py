@@ -50,7 +50,7 @@ def diabetes(tmp_path_factory):
 
 def test_gradient_methods_agree_with_further_training_and_random_does_not(diabetes):
     _, part = diabetes
-    chance = {point: values for point, values in part.agreement["random"].items()}
+    chance = part.agreement["random"]
     for method in ("grad_dot", "grad_cos", "influence_gn", "horizon", "horizon_ahead"):
         for point, (value, low, high) in part.agreement[method].items():
             assert low <= value <= high

@@ -39,7 +39,7 @@ app.meta.suppress_keyboard_interrupt = False  # `main` answers it
 
 
 @app.command(sort_key=1)
-def demo(*, out: Annotated[Path, Parameter(help="Folder for the report.")] = Path("whence-demo")) -> Lines:
+def demo(*, out: Annotated[Path, Parameter(help="Folder for the report.")] = Path("runs/demo")) -> Lines:
     """Embedded real data, a picture-rich report, in about two minutes."""
     from whence.report.demo import demo as run_demo
 
