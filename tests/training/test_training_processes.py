@@ -124,7 +124,7 @@ def alive(pid):
         return False
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -137,6 +137,7 @@ def test_a_script_without_a_guard_a_factory_in_a_file_and_workers_that_die_with_
     own.write_text(OWN)
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(own), str(store)]
+    workers = []
     with (
         open(tmp_path / "stderr", "w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
@@ -148,11 +149,14 @@ def test_a_script_without_a_guard_a_factory_in_a_file_and_workers_that_die_with_
             assert len(workers) == 2
             wait_until(lambda: len(list(store.glob("seed-*.safetensors"))) >= 2)
             assert all(map(alive, workers))
-        finally:
             process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+            assert process.wait() == -signal.SIGKILL
+            wait_until(lambda: not any(map(alive, workers)))
+        finally:
+            for pid in (process.pid, *workers):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         assert "script starts" not in process.stdout.read()  # no worker ran the script again
-    wait_until(lambda: not any(map(alive, workers)))
 
 
 # What cannot be sent

@@ -68,7 +68,13 @@ class KrylovForm:
 
     @cached_property
     def _factor(self) -> Tensor:
-        return torch.cat([a for _, a in self.linear.factor_blocks()])
+        factor = torch.empty(
+            self.linear.n_rows, self.linear.n_params, dtype=self.linear.dtype, device=self.linear.task.device
+        )
+        for part, rows in self.linear.factor_blocks():
+            first = part.start * self.linear.n_contrasts
+            factor[first : first + len(rows)] = rows
+        return factor
 
     def _factors(self) -> Iterator[Tensor]:
         """Rows of A in order: stored, or computed anew."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from whence.data import Examples
 from whence.errors import UnsupportedError
-from whence.gradients import cast_batch, outputs_of, pull_back, slopes
+from whence.gradients import cast_batch, chunk_size, outputs_of, pull_back, slopes
 from whence.task import Task, model_state, working_dtype
 from whence.task.losses import hessian_root, output_basis
 
@@ -97,10 +97,14 @@ class LinearizedTrain:
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """(slice of examples, H^T J_i (b, r, n_params)), from memory where they fit there."""
-        if self.fits_memory:
-            yield slice(0, self.n_train), self._cached
-        else:
+        if not self.fits_memory:
             yield from self._computed()
+            return
+        # In pieces even from memory: what a caller makes of a block is then small too.
+        size = chunk_size(self.n_contrasts, self.n_params, self.dtype)
+        for start in range(0, self.n_train, size):
+            part = slice(start, min(start + size, self.n_train))
+            yield part, self._cached[part]
 
     @property
     def fits_memory(self) -> bool:

@@ -4,6 +4,7 @@ from whence.gradients.check import GradientCheck, check_gradients
 from whence.gradients.rows import (
     PATHS,
     cast_batch,
+    chunk_size,
     loss_gradients,
     measure_gradients,
     moved_outputs,
@@ -17,6 +18,7 @@ __all__ = [
     "GradientCheck",
     "cast_batch",
     "check_gradients",
+    "chunk_size",
     "loss_gradients",
     "measure_gradients",
     "moved_outputs",

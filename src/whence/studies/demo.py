@@ -243,15 +243,9 @@ def _agreements(
     scores: Mapping[str, ScoreMatrix | dict[int, ScoreMatrix]], outcomes: Outcomes
 ) -> dict[str, dict[int, tuple[float, float, float]]]:
     with stage("agreement"):
-        return {
-            name: _by_point(agreement(values, outcomes, metrics=(METRIC,), n_bootstrap=500))
-            for name, values in scores.items()
-        }
-
-
-def _by_point(found: Agreement) -> dict[int, tuple[float, float, float]]:
-    columns = (found.table[name].tolist() for name in ("point", "value", "low", "high"))
-    return {int(point): (value, low, high) for point, value, low, high in zip(*columns, strict=True)}
+        parts = [agreement(values, outcomes, metrics=(METRIC,), n_bootstrap=500) for values in scores.values()]
+    found = Agreement.concat(parts).to_dict(METRIC)
+    return {name: {p: (value, low, high) for p, (value, low, high) in at.items()} for name, at in found.items()}
 
 
 def _summary(
