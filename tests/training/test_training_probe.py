@@ -42,6 +42,9 @@ def test_worker_processes_are_timed_where_they_may_be_worth_their_start():
     assert (processes.workers, processes.threads) == (2, 1)
     assert processes.inner in ("stacked", "loop")
     assert min(t.seconds for t in found) > 0
+    inline = {(t.execution.engine, t.execution.threads) for t in found if t.execution.workers == 1}
+    assert inline == {("stacked", 1), ("stacked", 2), ("loop", 1), ("loop", 2)}
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("threads, total", [(2, 0), (1, 10**12)])

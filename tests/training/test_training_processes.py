@@ -124,7 +124,7 @@ def alive(pid):
         return False
 
 
-def wait_until(condition, seconds=30):
+def wait_until(condition, seconds=120):  # the machine may be busy
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
