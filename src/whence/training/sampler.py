@@ -86,6 +86,8 @@ def _deleted(order: Tensor, left_out: Sequence[Sequence[int]], batch_size: int) 
     positions = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
     runs = order[positions]
     real = torch.arange(longest) < counts[:, None]
+    # Padding has weight 0, but 0 times an infinite loss is NaN: repeat an example the run does have.
+    runs = torch.where(real, runs, runs[:, :1])
     for start in range(0, longest, batch_size):
         valid = real[:, start : start + batch_size].double()
         yield runs[:, start : start + batch_size], valid / valid.sum(1, keepdim=True)
