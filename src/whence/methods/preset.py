@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from whence.methods.inputs import Inputs
 from whence.scores import ScoreBlock
 
 Blocks = Callable[[], Iterable[ScoreBlock]]
@@ -23,10 +22,6 @@ class Result:
 
     blocks: Blocks
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-Compute = Callable[..., Result]
-ComputeByAmount = Callable[..., dict[int, Result]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,3 @@ class Preset:
     linear_in_w: bool = True
     by_amount: bool = False
     baseline: bool = False
-
-
-__all__ = ["Blocks", "Compute", "ComputeByAmount", "Inputs", "Preset", "Result"]
