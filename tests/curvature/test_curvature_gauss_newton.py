@@ -32,14 +32,6 @@ SATURATING = 60.0  # a lead of one logit: exp(-60) is lost against 1 even in flo
 F64 = torch.float64
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def assert_same(found: Tensor, wanted: Tensor, tolerance: float) -> None:
     """Equal to `tolerance` times the largest entry wanted."""
     assert found.shape == wanted.shape

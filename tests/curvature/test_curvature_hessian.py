@@ -15,14 +15,6 @@ F64 = torch.float64
 ROUNDING = {"rtol": 1e-11, "atol": 1e-13}  # products and sums of about a hundred terms of size 1
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def network(n_outputs: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -65,9 +65,9 @@ def pull_back(
     trainable, fixed = model_state(task.model, dtype)
     size = chunk_size(cotangents.shape[1], task.layout.n_params, dtype, memory)
     run = PATHS[choose_path(task, examples)] if path == "auto" else look_up(PATHS, path, "gradient path")
-    for start in range(0, len(examples), size):
-        part = slice(start, min(start + size, len(examples)))
-        batch = cast_batch(examples.batch(range(part.start, part.stop)), dtype, task.device)
+    for positions, found in examples.batches(size):
+        part = slice(int(positions[0]), int(positions[-1]) + 1)
+        batch = cast_batch(found, dtype, task.device)
         rows = run(task, trainable, fixed, batch, cotangents[part].to(device=task.device, dtype=dtype))
         _require_finite_rows(rows, task, examples, part)
         yield part, rows.detach()
@@ -105,9 +105,8 @@ def outputs_of(task: Task, examples: Examples, *, dtype: torch.dtype | None = No
     trainable, fixed = model_state(task.model, dtype)
     blocks = []
     with torch.no_grad():
-        for start in range(0, len(examples), size):
-            batch = cast_batch(examples.batch(range(start, min(start + size, len(examples)))), dtype, task.device)
-            blocks.append(task.call({**trainable, **fixed}, batch))
+        for _, found in examples.batches(size):
+            blocks.append(task.call({**trainable, **fixed}, cast_batch(found, dtype, task.device)))
     outputs = torch.cat(blocks)
     require_finite(outputs, "`outputs`", rows="example", ids=list(examples.ids))
     return outputs
@@ -120,8 +119,8 @@ def moved_outputs(
     dtype = working_dtype(task.model, dtype)
     trainable, fixed = model_state(task.model, dtype)
     blocks = []
-    for start in range(0, len(examples), size):
-        batch = cast_batch(examples.batch(range(start, min(start + size, len(examples)))), dtype, task.device)
+    for _, found in examples.batches(size):
+        batch = cast_batch(found, dtype, task.device)
         with torch.no_grad():
             now = task.call({**trainable, **fixed}, batch)
             blocks.append(now + push_forward(task, trainable, fixed, batch, direction.to(dtype)))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from whence.algebra import pairwise_cosine
 from whence.batches import Batch, batch_size
 from whence.data import Examples
 from whence.errors import InputError, ShapeError
 from whence.gradients import cast_batch
+from whence.methods.cosines import cosines_or_zero
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.methods.whole import whole
@@ -28,8 +28,7 @@ def embedding_cosine(inputs: Inputs) -> Result:
         ShapeError: The embedding has not one row for each example.
     """
     queries, train = embeddings(inputs.task, inputs.queries), embeddings(inputs.task, inputs.train)
-    flat = (queries.norm(dim=1) == 0)[:, None] | (train.norm(dim=1) == 0)
-    return whole(pairwise_cosine(queries, train).masked_fill(flat, 0.0), {})
+    return whole(cosines_or_zero(queries, train), {})
 
 
 def embeddings(task: Task, examples: Examples) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from whence.algebra import pairwise_cosine
 from whence.gradients import loss_gradients
+from whence.methods.cosines import cosines_or_zero
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.scores import ScoreBlock
@@ -22,9 +22,7 @@ def grad_cos(inputs: Inputs) -> Result:
 
     def blocks() -> Iterator[ScoreBlock]:
         for part, rows in loss_gradients(inputs.task, inputs.train):
-            cosines = pairwise_cosine(inputs.query_gradients, rows)
-            flat = (inputs.query_gradients.norm(dim=1) == 0)[:, None] | (rows.norm(dim=1) == 0)
-            yield ScoreBlock(part, inputs.orientation * cosines.masked_fill(flat, 0.0))
+            yield ScoreBlock(part, inputs.orientation * cosines_or_zero(inputs.query_gradients, rows))
 
     return Result(blocks)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 from whence.report.case import ReportCase
 from whence.report.page import write_report
 from whence.storage import make_dir, write_json
-from whence.studies.demo import METRIC, SHOWN, Demo, Part, run_demo
+from whence.studies.demo import METRIC, SHOWN, Part, run_demo
 
 TITLE = "Which training examples made these models do that?"
 
@@ -41,11 +42,11 @@ def demo(out: str | Path) -> DemoReport:
     started = time.perf_counter()
     out = Path(out)
     make_dir(out)
-    found = run_demo(out)
-    report = write_report(out / "report.html", [case_of(part) for part in found.parts], title=TITLE)
-    found.summary["seconds"] = round(time.perf_counter() - started, 2)
-    write_json(out / "summary.json", found.summary)
-    return DemoReport(report, out / "summary.json", tuple(table_lines(found)))
+    parts = run_demo(out)
+    report = write_report(out / "report.html", [case_of(part) for part in parts.values()], title=TITLE)
+    seconds = round(time.perf_counter() - started, 2)
+    write_json(out / "summary.json", {"seconds": seconds} | {name: part.summary for name, part in parts.items()})
+    return DemoReport(report, out / "summary.json", tuple(table_lines(parts.values())))
 
 
 def case_of(part: Part) -> ReportCase:
@@ -79,12 +80,11 @@ def notes_of(part: Part) -> list[str]:
     ]
     if "mislabel_auc" in summary:
         auc = summary["mislabel_auc"]
+        as_good = auc["loss"][0] >= auc["self_influence"][1]
+        verdict = ": on this data the loss is as good a detector." if as_good else "."
         notes.append(
             f"Planted wrong labels are found by self-influence with AUC {auc['self_influence'][0]:.3f}, by the loss "
-            f"alone with AUC {auc['loss'][0]:.3f}: on this data the loss is as good a detector."
-            if auc["loss"][0] >= auc["self_influence"][1]
-            else f"Planted wrong labels are found by self-influence with AUC {auc['self_influence'][0]:.3f}, by the "
-            f"loss alone with AUC {auc['loss'][0]:.3f}."
+            f"alone with AUC {auc['loss'][0]:.3f}{verdict}"
         )
     return notes
 
@@ -119,10 +119,10 @@ def suspects_of(part: Part) -> pd.DataFrame | None:
     return pd.DataFrame(table)
 
 
-def table_lines(found: Demo) -> list[str]:
+def table_lines(parts: Iterable[Part]) -> list[str]:
     """Agreement of every method at every point, as text."""
     lines = []
-    for part in found.parts:
+    for part in parts:
         points = part.plan.points
         lines.append(f"{part.plan.title}: {METRIC} with further training, after {part.plan.further.unit}")
         lines.append("  " + "method".ljust(18) + "".join(f"{p:>22}" for p in points))
