@@ -8,7 +8,10 @@ import pytest
 from hypothesis import settings
 
 os.environ["WHENCE_PROGRESS"] = "silent"  # before anything is shown; subprocesses inherit it
-settings.register_profile("whence", deadline=None)  # a slow machine is no failure
+# A slow machine is no failure; and every machine sees the same examples, so that a red run can be repeated. To look
+# for new ones: pytest --hypothesis-profile=explore.
+settings.register_profile("whence", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
 settings.load_profile("whence")
 
 
