@@ -10,7 +10,7 @@ from torch import Tensor
 from whence.algebra import Horizon, Steps
 from whence.checks import look_up
 from whence.curvature import GaussNewton
-from whence.gradients import measure_gradients, moved_outputs
+from whence.gradients import moved_outputs
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.methods.whole import whole
@@ -62,7 +62,7 @@ def horizon_ahead(
         motion = curvature.displacement(Horizon(steps), steps.weight_decay)
         dtype = curvature.linear.dtype
         ahead = moved_outputs(inputs.task, inputs.queries, motion, dtype=dtype)
-        queries = measure_gradients(inputs.task, inputs.queries, outputs=ahead, dtype=dtype)
+        queries = inputs.query_side(ahead, dtype)
         values = inputs.orientation * score(curvature, steps, queries, motion)
         settings = {**Horizon(steps).describe(), "form": curvature.form_name, "look_ahead": look_ahead}
         results[amount] = whole(values, settings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, final
 
@@ -11,12 +13,18 @@ from torch import Tensor
 from whence.curvature import GaussNewton, fit_gauss_newton
 from whence.data import Examples
 from whence.gradients import measure_gradients
-from whence.task import Task, fingerprint
+from whence.task import GroupWeights, ParameterGroups, Task, fingerprint
+
+QueryMap = Callable[[Tensor], Tensor]  # (n_query, n_params) -> (m, n_params), linear in every row
 
 
 @final
 class Inputs:
     """A task, its train set and queries, checked; gradients of the queries and the curvature are kept between methods.
+
+    Every method that is linear in the query's gradient reads it through `query_gradients`, `query_gradients_in` or
+    `query_side`. `weighted` and `by_group` change what these give, and nothing else: so weights of parameter groups,
+    and contributions of single groups, come to all such methods without a line of their own.
 
     Args:
         task: The final model and its contract, in eval mode.
@@ -26,11 +34,15 @@ class Inputs:
         InputError: Something does not fit; before any long work.
     """
 
+    weights: GroupWeights | None = None
+
     def __init__(self, task: Task, train: Examples, queries: Examples) -> None:
         task.check(train.all(), train.ids)
         task.check(queries.all(), queries.ids, role="query")
         self.task, self.train, self.queries = task, train, queries
         self._curvatures: dict[str, GaussNewton] = {}
+        self._gradients: dict[torch.dtype | None, Tensor] = {}
+        self._query_map: QueryMap | None = None
 
     @property
     def n_train(self) -> int:
@@ -42,22 +54,65 @@ class Inputs:
         """o_q: +1 where a lower measure is better, -1 otherwise."""
         return self.task.measure.orientation
 
-    @cached_property
+    @property
     def query_gradients(self) -> Tensor:
-        """Gradients of the measures at the final parameters, (n_query, n_params)."""
-        return measure_gradients(self.task, self.queries)
+        """Query side a_q at the final parameters, (n_query, n_params)."""
+        return self._mapped(self._raw(None))
 
     def query_gradients_in(self, dtype: torch.dtype) -> Tensor:
         """The same computed in another precision."""
-        if dtype == self.query_gradients.dtype:
-            return self.query_gradients
-        return measure_gradients(self.task, self.queries, dtype=dtype)
+        own = self._raw(None)
+        return self._mapped(own if own.dtype == dtype else self._raw(dtype))
+
+    def query_side(self, outputs: Tensor, dtype: torch.dtype) -> Tensor:
+        """Query side with the slope of the measure taken at other `outputs` (n_query, ...), such as predicted ones."""
+        return self._mapped(measure_gradients(self.task, self.queries, outputs=outputs, dtype=dtype))
 
     def gauss_newton(self, form: str = "auto") -> GaussNewton:
         """The Gauss-Newton curvature of the train set."""
         if form not in self._curvatures:
             self._curvatures[form] = fit_gauss_newton(self.task, self.train, form=form)
         return self._curvatures[form]
+
+    def weighted(self, weights: GroupWeights) -> Inputs:
+        """The same inputs with Diag(w) on the query side.
+
+        Raises:
+            InputError: The weights belong to other parameters.
+        """
+        of_parameter = weights.of_parameter(self.task.layout).to(self.task.device)
+        twin = self._with_map(lambda rows: rows * of_parameter.to(rows.dtype))
+        twin.weights = weights
+        return twin
+
+    def by_group(self, groups: ParameterGroups) -> Inputs:
+        """The same inputs with every query split into its groups: row q * n_groups + j keeps group j of query q only.
+
+        Raises:
+            InputError: The groups belong to other parameters.
+        """
+        of_parameter = groups.of_parameter(self.task.layout).to(self.task.device)
+        masks = of_parameter == torch.arange(len(groups), device=of_parameter.device)[:, None]
+        return self._with_map(lambda rows: (rows[:, None] * masks.to(rows.dtype)).flatten(0, 1))
+
+    def with_queries(self, queries: Examples) -> Inputs:
+        """Other queries for the same task and train set; the curvature is shared."""
+        twin = Inputs(self.task, self.train, queries)
+        twin._curvatures = self._curvatures
+        return twin
+
+    def _with_map(self, query_map: QueryMap) -> Inputs:
+        twin = copy.copy(self)  # curvatures and raw gradients stay shared
+        twin._query_map = query_map
+        return twin
+
+    def _raw(self, dtype: torch.dtype | None) -> Tensor:
+        if dtype not in self._gradients:
+            self._gradients[dtype] = measure_gradients(self.task, self.queries, dtype=dtype)
+        return self._gradients[dtype]
+
+    def _mapped(self, rows: Tensor) -> Tensor:
+        return rows if self._query_map is None else self._query_map(rows)
 
     @cached_property
     def facts(self) -> dict[str, Any]:

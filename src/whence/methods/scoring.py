@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
 from whence.checks import look_up, unknown_name
@@ -13,7 +14,7 @@ from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.methods.table import METHODS
 from whence.scores import BlockSource, ScoreMatrix
-from whence.task import Task
+from whence.task import GroupWeights, Task
 from whence.training import Recipe
 
 Amounts = int | Sequence[int] | None
@@ -21,14 +22,35 @@ Amounts = int | Sequence[int] | None
 
 @overload
 def attribute(
-    task: Task, train: Examples, queries: Examples, method: str = ..., *, at: int | None = ..., **options: Any
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    method: str = ...,
+    *,
+    at: int | None = ...,
+    weights: GroupWeights | None = ...,
+    **options: Any,
 ) -> ScoreMatrix: ...
 @overload
 def attribute(
-    task: Task, train: Examples, queries: Examples, method: str = ..., *, at: Sequence[int], **options: Any
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    method: str = ...,
+    *,
+    at: Sequence[int],
+    weights: GroupWeights | None = ...,
+    **options: Any,
 ) -> dict[int, ScoreMatrix]: ...
 def attribute(
-    task: Task, train: Examples, queries: Examples, method: str = "horizon_ahead", *, at: Amounts = None, **options: Any
+    task: Task,
+    train: Examples,
+    queries: Examples,
+    method: str = "horizon_ahead",
+    *,
+    at: Amounts = None,
+    weights: GroupWeights | None = None,
+    **options: Any,
 ) -> ScoreMatrix | dict[int, ScoreMatrix]:
     """Score every train example for every query.
 
@@ -39,6 +61,8 @@ def attribute(
         method: A name in `METHODS`.
         at: For methods that follow further training: an amount in the recipe's unit, or several; default the
             recipe's whole amount.
+        weights: Of parameter groups, put on the query side: (o_q / n) a_q^T Diag(w) f(C) b_i. Scores with weights that
+            are not uniform have no unit: they only rank.
         options: Of the method, such as `damping`, `recipe`, `form`; each method's docstring lists its own.
     Returns:
         A matrix (n_query, n_train), or for several amounts a dict from amount to matrix. Scores are positive for
@@ -47,50 +71,93 @@ def attribute(
         UnknownNameError: No such method or option; the message names the nearest.
         InputError: Something does not fit; before any long work.
     Cost:
-        See the method.
+        See the method; weights cost nothing.
     """
-    return score(Inputs, task, train, queries, method, at, options)
+    call = Call.of(method, at, options, linear=weights is not None)
+    return _scored(call, Inputs(task, train, queries), weights, is_list=isinstance(at, Sequence))
 
 
 def attribute_with(
-    inputs: Inputs, method: str, *, at: Amounts = None, **options: Any
+    inputs: Inputs, method: str, *, at: Amounts = None, weights: GroupWeights | None = None, **options: Any
 ) -> ScoreMatrix | dict[int, ScoreMatrix]:
     """As `attribute`, on inputs that several methods share, so that curvature and query gradients are computed once."""
-    return score(lambda *_: inputs, inputs.task, inputs.train, inputs.queries, method, at, options)
+    call = Call.of(method, at, options, linear=weights is not None)
+    return _scored(call, inputs, weights, is_list=isinstance(at, Sequence))
 
 
-def score(
-    make_inputs: Any, task: Task, train: Examples, queries: Examples, method: str, at: Amounts, options: dict[str, Any]
-) -> ScoreMatrix | dict[int, ScoreMatrix]:
-    """Check the names first, then the inputs, then compute."""
-    preset = look_up(METHODS, method, "method")
-    _check_options(preset, options)
-    if not preset.by_amount:
-        if at is not None:
+@dataclass(frozen=True)
+class Call:
+    """A method with its options, checked by name: what can be refused is refused before there are any inputs.
+
+    Attributes:
+        preset: The method.
+        options: Its keyword arguments.
+        amounts: Amounts of further training; None for methods that do not follow it.
+    """
+
+    preset: Preset
+    options: dict[str, Any]
+    amounts: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, method: str, at: Amounts, options: dict[str, Any], *, linear: bool = False) -> Call:
+        """Check names and values.
+
+        Args:
+            method: A name in `METHODS`.
+            at: As in `attribute`.
+            options: As in `attribute`.
+            linear: Whether the method must be linear in weights of parameter groups.
+        Raises:
+            UnknownNameError, InputError: See `attribute`.
+        """
+        preset = look_up(METHODS, method, "method")
+        _check_options(preset, options)
+        if linear and not preset.linear_in_w:
+            able = ", ".join(name for name, one in METHODS.items() if one.linear_in_w)
+            raise InputError(
+                f"{method!r} is not linear in the query's gradient, so weights of parameter groups do not apply. "
+                f"Methods that take them: {able}."
+            )
+        if not preset.by_amount and at is not None:
             raise InputError(f"{method!r} does not depend on the amount of training; leave out `at`.")
-        inputs = make_inputs(task, train, queries)
-        return ScoreMatrix.from_blocks(block_source(preset, inputs, preset.compute(inputs, **options)))
-    amounts = _amounts(preset, options, at)
-    inputs = make_inputs(task, train, queries)
-    found = preset.compute(inputs, at=amounts, **options)
-    by_amount = {
-        amount: ScoreMatrix.from_blocks(block_source(preset, inputs, result, amount))
-        for amount, result in found.items()
+        return cls(preset, options, _amounts(preset, options, at) if preset.by_amount else None)
+
+    def run(self, inputs: Inputs) -> dict[int | None, Result]:
+        """What the method computed, by amount of training (None where it does not follow training)."""
+        if self.amounts is None:
+            return {None: self.preset.compute(inputs, **self.options)}
+        return dict(self.preset.compute(inputs, at=self.amounts, **self.options))
+
+
+def _scored(
+    call: Call, inputs: Inputs, weights: GroupWeights | None, *, is_list: bool
+) -> ScoreMatrix | dict[int, ScoreMatrix]:
+    given = inputs if weights is None else inputs.weighted(weights)
+    found = {
+        amount: ScoreMatrix.from_blocks(block_source(call.preset, given, result, amount))
+        for amount, result in call.run(given).items()
     }
-    return by_amount if isinstance(at, Sequence) else by_amount[amounts[0]]
+    if is_list:
+        return {amount: matrix for amount, matrix in found.items() if amount is not None}
+    return next(iter(found.values()))
 
 
 def block_source(preset: Preset, inputs: Inputs, result: Result, amount: int | None = None) -> BlockSource:
     """The scores of a method as a stream of blocks, for `ScoreMatrix.from_blocks` or `TopK.from_blocks`."""
-    when = {} if amount is None else {"amount": amount}
+    weights = inputs.weights
+    changed = weights is not None and not weights.is_uniform
+    facts: dict[str, Any] = {} if amount is None else {"amount": amount}
+    if weights is not None:
+        facts |= {"weights": {"name": weights.name, "values": weights.by_name()}}
     return BlockSource(
         blocks=result.blocks,
         query_ids=inputs.queries.ids,
         train_ids=inputs.train.ids,
-        unit=inputs.task.measure.name if preset.has_unit else None,
+        unit=inputs.task.measure.name if preset.has_unit and not changed else None,
         orientation=float(inputs.orientation),
         method=preset.name,
-        provenance={**inputs.facts, **when, "settings": result.settings},
+        provenance={**inputs.facts, **facts, "settings": result.settings},
     )
 
 
@@ -101,8 +168,7 @@ def _amounts(preset: Preset, options: dict[str, Any], at: Amounts) -> tuple[int,
             f"{preset.name!r} follows further training: pass `recipe=whence.Recipe(...)`; got {type(recipe).__name__}."
         )
     wanted = [recipe.amount] if at is None else [at] if isinstance(at, int) else list(at)
-    amounts = recipe.check_points(wanted)
-    return amounts
+    return recipe.check_points(wanted)
 
 
 def _check_options(preset: Preset, options: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from whence.task.losses import LOSSES, CallableLoss, CrossEntropy, Loss, Squared
 from whence.task.measures import MEASURES, Measure
 from whence.task.parameters import ParameterLayout, fingerprint, model_state, working_dtype
 from whence.task.task import ModelOutputs, Pick, Task
+from whence.task.weights import GroupWeights
 
 __all__ = [
     "GROUPINGS",
@@ -13,6 +14,7 @@ __all__ = [
     "MEASURES",
     "CallableLoss",
     "CrossEntropy",
+    "GroupWeights",
     "Loss",
     "Measure",
     "ModelOutputs",

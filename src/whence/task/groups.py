@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.checks import look_up
+from whence.errors import InputError
 from whence.task.parameters import ParameterLayout
 
 GroupOf = Callable[[str], str]  # parameter name -> group name
@@ -44,11 +45,13 @@ class ParameterGroups:
         names: Group names, in order of first appearance.
         of_tensor: For each tensor of the layout, the position of its group.
         sizes: Number of parameters in each group.
+        tensors: Names of the tensors.
     """
 
     names: tuple[str, ...]
     of_tensor: tuple[int, ...]
     sizes: tuple[int, ...]
+    tensors: tuple[str, ...]
 
     @classmethod
     def of(cls, layout: ParameterLayout, grouping: str | GroupOf = "tensor") -> ParameterGroups:
@@ -61,8 +64,21 @@ class ParameterGroups:
         sizes = [0] * len(names)
         for group, size in zip(of_tensor, layout.sizes, strict=True):
             sizes[group] += size
-        return cls(names, of_tensor, tuple(sizes))
+        return cls(names, of_tensor, tuple(sizes), layout.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     def of_parameter(self, layout: ParameterLayout) -> Tensor:
-        """For each entry of the flat parameter vector, the position of its group; (n_params,) int64."""
+        """For each entry of the flat parameter vector, the position of its group; (n_params,) int64.
+
+        Raises:
+            InputError: The groups were made for other parameters.
+        """
+        if layout.names != self.tensors:
+            odd = sorted(set(layout.names) ^ set(self.tensors)) or ["their order"]
+            raise InputError(
+                f"These {len(self)} groups are of a model with {len(self.tensors)} parameter tensors, this one has "
+                f"{len(layout.names)}; they differ in {', '.join(odd[:3])}. Group the parameters of this model."
+            )
         return torch.repeat_interleave(torch.tensor(self.of_tensor), torch.tensor(layout.sizes))

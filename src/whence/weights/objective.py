@@ -1,0 +1,142 @@
+"""The self-supervised objective: a good weighting makes the strongest scores stand out from the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from whence.checks import look_up, require_count
+from whence.errors import InputError
+
+Normalise = Literal["rms", "none"]
+
+
+def self_supervised_loss(scores: Tensor, k: int, sets: Tensor | None = None) -> Tensor:
+    """-mean of the k largest scores of each query over the norm of all its scores; lower is better.
+
+    A function of the signal-to-noise ratio of the scores: with k examples of influence s under noise of variance v it
+    is about -1 / sqrt(k + n_train v / s^2). Never below -1 / sqrt(k).
+
+    Args:
+        scores: (n_query, n_train).
+        k: How many examples count as signal.
+        sets: (n_query, k) positions to take in place of the k largest.
+    Returns:
+        (n_query,); 0 for a query whose scores are all zero.
+    Reference:
+        Li et al. (2026), arXiv:2506.05647, the loss L_SSL.
+    """
+    top = scores.topk(k, dim=1).values if sets is None else scores.gather(1, sets)
+    norm = scores.norm(dim=1)
+    loss: Tensor = -top.mean(1) / torch.where(norm > 0, norm, 1.0)
+    return loss
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WeightProblem:
+    """Contributions of the learning queries, prepared for solvers: small matrices in the place of n_train rows.
+
+    Solvers work with *scaled* weights x: the scores are sum_j x_j scale_j (C[q, i, j] - mean_i C[q, i, j] if centred).
+
+    Args:
+        values: (n_query, n_train, n_groups), contributions.
+        k: Train examples that count as signal.
+        center: Subtract each query's mean over the train set from every group. What is ranked does not change, and
+            neither does LDS, but the norm in the loss does.
+        normalise: "rms" divides each group by the root mean square of its contributions.
+    Raises:
+        InputError: k is more than there are train examples, or no contribution differs from zero.
+    """
+
+    values: Tensor
+    k: int
+    center: bool = True
+    normalise: Normalise = "rms"
+
+    def __post_init__(self) -> None:
+        require_count(self.k, "k")
+        if self.k > self.values.shape[1]:
+            raise InputError(f"`k` must be at most the {self.values.shape[1]} train examples; got {self.k}.")
+        look_up(dict.fromkeys(("rms", "none")), self.normalise, "normalisation")
+        if not bool((self.rms > 0).any()):
+            raise InputError("No group contributes anything to these queries. Use other learning queries.")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(n_query, n_train, n_groups)."""
+        n_query, n_train, n_groups = self.values.shape
+        return n_query, n_train, n_groups
+
+    @cached_property
+    def rms(self) -> Tensor:
+        """(n_groups,) float64: root mean square over queries and train examples, after centring where asked for."""
+        n_query, n_train, _ = self.shape
+        return (self._raw_gram.diagonal(dim1=1, dim2=2).sum(0).clamp_min(0) / (n_query * n_train)).sqrt()
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """(n_groups,) float64: what contributions are multiplied with; 0 for groups that contribute nothing."""
+        if self.normalise == "none":
+            return (self.rms > 0).double()
+        return torch.where(self.rms > 0, 1 / self.rms, 0.0)
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """(n_query, n_groups, n_groups) float64, B_q: the squared norm of query q's scores is x^T B_q x."""
+        return self._raw_gram * self.scale * self.scale[:, None]
+
+    @cached_property
+    def _means(self) -> Tensor:
+        """(n_query, n_groups) what centring subtracts."""
+        return self.values.mean(1, dtype=torch.float64) * float(self.center)
+
+    @cached_property
+    def _raw_gram(self) -> Tensor:
+        # Query by query in float64: sums of n_train products of one sign lose digits in float32.
+        centered = (rows.double() - mean for rows, mean in zip(self.values, self._means, strict=True))
+        return torch.stack([rows.T @ rows for rows in centered])
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Weights of the raw contributions from scaled ones, (n_groups,)."""
+        return x * self.scale
+
+    def scores(self, weights: Tensor, queries: Tensor | None = None) -> Tensor:
+        """(n_query, n_train) scores of raw weights (n_groups,), of all queries or those at some positions."""
+        values, means = self._of(queries)
+        return (values @ weights.to(values.dtype)).double() - (means @ weights)[:, None]
+
+    def top_means(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """(n_query, n_groups) a_q: mean scaled contribution of the k examples that scaled weights x rank first."""
+        values, means = self._of(queries)
+        top = self.scores(self.weights(x.detach()), queries).topk(self.k, dim=1).indices
+        rows = values.gather(1, top[:, :, None].expand(-1, -1, values.shape[2]))
+        return (rows.double().mean(1) - means) * self.scale
+
+    def loss(self, weights: Tensor) -> float:
+        """`self_supervised_loss` of raw weights, mean over queries."""
+        return float(self_supervised_loss(self.scores(weights), self.k).mean())
+
+    def centered(self, queries: Tensor) -> Tensor:
+        """(b, n_train, n_groups) float64 contributions of the queries at some positions, as the loss sees them."""
+        values, means = self._of(queries)
+        return values.double() - means[:, None]
+
+    def _of(self, queries: Tensor | None) -> tuple[Tensor, Tensor]:
+        if queries is None:
+            return self.values, self._means
+        return self.values[queries], self._means[queries]
+
+    def start(self) -> Tensor:
+        """Scaled weights, all alike: with "rms" these are the RMS weights."""
+        alive = (self.scale > 0).double()
+        return alive / alive.sum()
+
+
+def norms(gram: Tensor, x: Tensor) -> Tensor:
+    """(n_query,) norms of the scores of scaled weights x, from the matrices B_q (n_query, n_groups, n_groups)."""
+    return torch.einsum("j,qjk,k->q", x, gram, x).clamp_min(0).sqrt()

@@ -1,0 +1,17 @@
+"""Solvers of the self-supervised objective, one a file; each takes a `WeightProblem`."""
+
+from collections.abc import Callable
+
+from whence.weights.solvers.adamw import solve_adamw
+from whence.weights.solvers.baselines import rms, uniform
+from whence.weights.solvers.nnls import solve_nnls
+from whence.weights.solvers.solution import Solution
+
+SOLVERS: dict[str, Callable[..., Solution]] = {
+    "uniform": uniform,
+    "rms": rms,
+    "nnls": solve_nnls,
+    "adamw": solve_adamw,
+}
+
+__all__ = ["SOLVERS", "Solution"]

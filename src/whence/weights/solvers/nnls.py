@@ -1,0 +1,100 @@
+"""Closed form: for fixed top-k sets the objective is a ratio that non-negative least squares maximises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+from whence.checks import require_count
+from whence.weights.objective import WeightProblem, norms
+from whence.weights.solvers.solution import Solution
+
+RIDGE = 1e-9  # of the diagonal: groups with one and the same contribution share their weight
+TOLERANCE = 1e-7  # of the loss: below it a round has changed nothing
+HALVINGS = 12
+
+
+def solve_nnls(problem: WeightProblem, *, max_rounds: int = 50) -> Solution:
+    """Alternate: take the top-k sets of the present weights, solve for the best weights of these sets.
+
+    For fixed sets a stationary point of the mean over queries of (a_q . x) / sqrt(x^T B_q x) solves B x = a with
+    a = mean(a_q / |t_q|), B = mean((rho_q / mean rho) B_q / |t_q|^2), rho_q = (a_q . x) / |t_q|, up to the scale of x;
+    with x >= 0 that is a non-negative least-squares problem. A step that would raise the loss, because sets or norms
+    change on the way, is halved: the loss never rises.
+
+    Args:
+        problem: Contributions of the learning queries.
+        max_rounds: At most so many rounds; 5 to 10 are usual.
+    Returns:
+        The best weights met. Where no group points at its own top-k sets (all a_j <= 0) the start is returned, which
+        with RMS normalisation are the RMS weights, and the facts say so.
+    Cost:
+        Per round a product of all contributions with a vector, and one n_groups x n_groups problem.
+    Reference:
+        The objective is that of Li et al. (2026), arXiv:2506.05647; this solver is worked out here.
+    """
+    require_count(max_rounds, "max_rounds")
+    x = problem.start()
+    loss = problem.loss(problem.weights(x))
+    facts: dict[str, Any] = {}
+    for done in range(max_rounds):
+        facts = {"rounds": done}
+        target = _best_for_sets(problem, x)
+        if target is None and done == 0:
+            facts["note"] = "no group supports the top-k sets (all a_j <= 0): the weights are those of the start"
+        moved = None if target is None else _descend(problem, x, target, loss)
+        if moved is None:
+            break
+        gain = loss - moved[1]
+        x, loss = moved
+        if gain < TOLERANCE * abs(loss):
+            break
+    else:
+        facts = {"rounds": max_rounds, "note": f"the loss was still falling after {max_rounds} rounds"}
+    return Solution(problem.weights(x), facts)
+
+
+def _best_for_sets(problem: WeightProblem, x: Tensor) -> Tensor | None:
+    """Non-negative weights (sum 1) that solve the pooled problem at x; None where there is no positive solution."""
+    top = problem.top_means(x)
+    size = norms(problem.gram, x)
+    use = size > 0
+    top, size, gram = top[use], size[use], problem.gram[use]
+    # A query whose top-k mean is negative pulls with negative curvature: without it the problem stays convex.
+    rho = (top @ x / size).clamp_min(0)
+    if float(rho.sum()) <= 0:
+        return None
+    a = (top / size[:, None]).mean(0)
+    b = torch.einsum("q,qjk->jk", rho / rho.mean() / size.square(), gram) / len(gram)
+    if bool((a <= 0).all()):
+        return None
+    found = _non_negative_least_squares(b, a)
+    total = float(found.sum())
+    return found / total if total > 0 else None
+
+
+def _non_negative_least_squares(b: Tensor, a: Tensor) -> Tensor:
+    """argmin over x >= 0 of x^T B x / 2 - a . x, for a positive semi-definite B (m, m)."""
+    # In units of the root of the diagonal, or groups of small scale would be lost in the ridge.
+    unit = b.diagonal().clamp_min(0).sqrt()
+    unit = torch.where(unit > 0, unit, 1.0)
+    scaled = b / unit / unit[:, None] + RIDGE * torch.eye(len(a), dtype=b.dtype)
+    values, vectors = torch.linalg.eigh(scaled)
+    root = vectors * values.clamp_min(RIDGE).sqrt()  # scaled = root root^T
+    matrix = root.T
+    right = (vectors / values.clamp_min(RIDGE).sqrt()).T @ (a / unit)
+    solution, _ = nnls(matrix.numpy(), right.numpy(), maxiter=30 * len(a))
+    return torch.from_numpy(solution) / unit
+
+
+def _descend(problem: WeightProblem, x: Tensor, target: Tensor, loss: float) -> tuple[Tensor, float] | None:
+    """Weights and loss after the longest of the steps 1, 1/2, 1/4, ... to the target that lowers the loss, if any."""
+    for halving in range(HALVINGS):
+        candidate = torch.lerp(x, target, 0.5**halving)
+        found = problem.loss(problem.weights(candidate))
+        if found < loss:
+            return candidate, found
+    return None
