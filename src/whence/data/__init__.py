@@ -16,12 +16,22 @@ from whence.data.digits import load_digits
 from whence.data.energy import load_energy
 from whence.data.examples import Examples
 from whence.data.fashion_mnist import load_fashion_mnist
+from whence.data.kept import random_kept_sets
 from whence.data.label_noise import NoisyLabels, plant_label_noise
 from whence.data.left_out import LeftOutSets
 from whence.data.mnist import load_mnist
 from whence.data.split import Split
 
-__all__ = ["LOADERS", "Examples", "LeftOutSets", "NoisyLabels", "Split", "load", "plant_label_noise"]
+__all__ = [
+    "LOADERS",
+    "Examples",
+    "LeftOutSets",
+    "NoisyLabels",
+    "Split",
+    "load",
+    "plant_label_noise",
+    "random_kept_sets",
+]
 
 LOADERS: dict[str, Callable[..., Split]] = {
     "adult": load_adult,

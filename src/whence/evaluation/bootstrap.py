@@ -22,6 +22,11 @@ def resample_counts(n: int, n_replicates: int, seed: int, *names: object) -> Ten
     return torch.from_numpy(counts).double()
 
 
+def resample_positions(n: int, n_replicates: int, seed: int, *names: object) -> Tensor:
+    """Positions of `n` items drawn with replacement from `n`. -> (n_replicates, n) int64; streams as above."""
+    return torch.from_numpy(numpy_generator(seed, "bootstrap", *names).integers(0, n, size=(n_replicates, n)))
+
+
 def seed_weights(n_seeds: int, n_replicates: int, seed: int) -> Tensor:
     """Random weights of the seeds, each row summing to 1. -> (n_replicates, n_seeds) float64
 

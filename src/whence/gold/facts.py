@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from whence.data import Examples
 from whence.errors import InputError
 from whence.task import Task, fingerprint, working_dtype
@@ -35,6 +37,11 @@ def sweep_facts(
         "seeds": list(seeds),
         "points": list(points),
     }
+
+
+def parameter_eps(task: Task) -> float:
+    """Machine epsilon of the coarsest trainable parameter."""
+    return max(torch.finfo(p.dtype).eps for p in task.model.parameters() if p.requires_grad)
 
 
 def seed_list(seeds: int | Sequence[int]) -> tuple[int, ...]:

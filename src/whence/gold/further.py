@@ -13,7 +13,7 @@ from torch import Tensor
 
 from whence.data import Examples, LeftOutSets
 from whence.errors import InputError
-from whence.gold.facts import seed_list, sweep_facts
+from whence.gold.facts import parameter_eps, seed_list, sweep_facts
 from whence.gold.sweep import Sweep, run_sweep
 from whence.scores import Outcomes
 from whence.task import Task
@@ -161,7 +161,7 @@ def further_train(
         query_ids=queries.ids,
         left_out=ids,
         orientation=task.measure.orientation,
-        eps=max(torch.finfo(p.dtype).eps for p in task.model.parameters() if p.requires_grad),
+        eps=parameter_eps(task),
         measure=task.measure.name,
         execution=result.execution,
     )

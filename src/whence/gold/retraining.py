@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from whence.data import Examples, LeftOutSets
 from whence.errors import InputError
-from whence.gold.facts import seed_list, sweep_facts
+from whence.gold.facts import parameter_eps, seed_list, sweep_facts
 from whence.gold.further import check_problem
+from whence.gold.initialisation import Initialize
 from whence.gold.sweep import Sweep, run_sweep
+from whence.scores import Outcomes
 from whence.task import Task, fingerprint
 from whence.training import EngineName, Execution, PointUnit, Problem, Recipe, training_twin
-
-Initialize = Callable[[int], dict[str, Tensor]]  # seed -> state dict
 
 
 @final
@@ -35,6 +35,7 @@ class Retrained:
         train_ids: Ids of the columns of `kept`.
         query_ids: Ids of the queries.
         orientation: +1 where a lower measure is better.
+        eps: Machine epsilon of the parameters.
         execution: Engine and chunks it was computed with.
     """
 
@@ -46,7 +47,29 @@ class Retrained:
     train_ids: tuple[int | str, ...]
     query_ids: tuple[int | str, ...]
     orientation: int
+    eps: float
     execution: Execution
+
+    def outcomes(self) -> Outcomes:
+        """What leaving out did, as the gold standard tells it: each run lacks what its kept set lacks.
+
+        The mean over the kept sets is subtracted. Effects are positive where a run did worse than that, so that the
+        summed scores of what it lacks should be high: with sets of one size that is the usual linear datamodeling
+        score, summed scores of what it kept against how well it did.
+
+        Returns:
+            Effects (n_seeds, n_points, n_query, n_sets).
+        """
+        measures = self.measures.transpose(2, 3)
+        return Outcomes(
+            effects=self.orientation * (measures - measures.mean(-1, keepdim=True)),
+            level=measures.abs().mean((0, 3)),
+            eps=self.eps,
+            points=self.points,
+            point_unit=self.point_unit,
+            query_ids=self.query_ids,
+            left_out=tuple(tuple(self.train_ids[i] for i in (~row).nonzero().flatten().tolist()) for row in self.kept),
+        )
 
 
 def retrain(
@@ -121,6 +144,7 @@ def retrain(
         train_ids=train.ids,
         query_ids=queries.ids,
         orientation=task.measure.orientation,
+        eps=parameter_eps(task),
         execution=result.execution,
     )
 
