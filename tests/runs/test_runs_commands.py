@@ -105,7 +105,8 @@ def test_a_run_is_computed_once_and_holds_what_python_gives(project):
     assert agree.computed
 
     config = read_config("tiny.toml")
-    task, train, queries = build(config.task, whence.runs.config.import_factory(config.task.factory))
+    setup = build(config.task, whence.runs.config.import_factory(config.task.factory))
+    task, train, queries = setup.task, setup.train, setup.queries
     reference = whence.further_train(
         task, train, queries, config.recipe, left_out=5, seeds=3, points=[1, 3], engine="loop"
     )
@@ -193,7 +194,7 @@ def test_a_changed_setting_is_refused_with_what_no_longer_matches(project):
     with pytest.raises(StoreMismatchError) as caught:
         run_score("tiny.toml")
     assert "recipe.lr: stored 0.05, asked 0.5" in str(caught.value)
-    assert "gold, scores, agreement, report" in str(caught.value)
+    assert "gold, scores, agreement, weights, retraining, evaluation, report" in str(caught.value)
 
 
 def test_an_edited_config_in_the_run_folder_is_refused_by_the_scores(done):
@@ -372,8 +373,8 @@ def test_a_factory_must_return_task_train_and_queries(built, message):
 
 
 def test_worker_processes_can_call_a_factory_without_options():
-    assert build(TaskConfig("pkg.mod:build"), parts)[0].factory == "pkg.mod:build"
-    assert build(TaskConfig("pkg.mod:build", {"n": 3}), lambda n: parts())[0].factory is None
+    assert build(TaskConfig("pkg.mod:build"), parts).task.factory == "pkg.mod:build"
+    assert build(TaskConfig("pkg.mod:build", {"n": 3}), lambda n: parts()).task.factory is None
 
 
 def test_left_out_examples_are_chosen_as_asked(project):

@@ -65,9 +65,11 @@ def run_agree(source: Source, out: Source | None = None) -> AgreeResult:
     """
     with opened(source, out) as folder:
         run = folder.run
-        basis = _computed_from(run, folder.arguments)
+        basis = computed_from(run, folder.arguments)
         found = _stored(run, basis)
         summary = _compare(folder, basis) if found is None else found
+        if found is None:
+            folder.record("agree")
     return AgreeResult(run.path, run.agreement_path(), run.summary_path(), summary, found is None)
 
 
@@ -145,7 +147,7 @@ def _finite(values: Iterable[float]) -> list[float | None]:
     return [float(v) if math.isfinite(v) else None for v in values]
 
 
-def _computed_from(run: RunFolder, arguments: str) -> dict[str, Any]:
+def computed_from(run: RunFolder, arguments: str) -> dict[str, Any]:
     """Fingerprints of everything the comparison reads.
 
     Raises:
@@ -172,7 +174,7 @@ def _gold_fingerprint(run: RunFolder, arguments: str) -> str:
 
 
 def _score_fingerprints(run: RunFolder, arguments: str) -> dict[str, str]:
-    manifests = {name: ScoreFiles(run.scores_dir(name)).manifest() for name in run.config.score.methods}
+    manifests = {name: ScoreFiles(run.scores_dir(name)).files.manifest() for name in run.config.score.methods}
     missing = [name for name, manifest in manifests.items() if manifest is None]
     if missing:
         raise StoreError(f"{run.path} has no scores of {', '.join(missing)} yet. Run `whence score {arguments}` first.")

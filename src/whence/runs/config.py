@@ -118,6 +118,67 @@ class AgreeConfig:
 
 
 @dataclass(frozen=True)
+class WeighConfig:
+    """How weights of parameter groups are learned.
+
+    Args:
+        methods: Whose; none means the first method of [score] that is linear in the weights.
+        groups: How parameters are grouped.
+        solver: "nnls" (closed form) or "adamw" (as published).
+        k: Train examples per query that count as signal.
+        center: Measure the scores of each learning query from their mean.
+        normalise: What is learned on: groups of equal root mean square, or the raw contributions.
+        holdout: Share of the learning queries that the loss is checked on.
+    """
+
+    methods: tuple[str, ...] = ()
+    groups: Literal["tensor", "module", "block"] = "tensor"
+    solver: Literal["nnls", "adamw"] = "nnls"
+    k: int = 10
+    center: bool = True
+    normalise: Literal["rms", "none"] = "rms"
+    holdout: float = 0.2
+
+    def __post_init__(self) -> None:
+        require_count(self.k, "k")
+        if not 0 <= self.holdout < 1:
+            raise InputError(f"`holdout` must be a share in [0, 1); got {self.holdout!r}.")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How scores are judged by training anew on parts of the data.
+
+    Args:
+        recipe: The original training, from the initialisation; without it there are no linear datamodeling scores.
+        kept_sets: Random sets of train examples.
+        share: Of the train set in each.
+        seeds: Trainings on each set.
+        first_seed: Seeds are first_seed, first_seed + 1, ...; the first also draws the sets.
+        engine: How trainings are executed; "auto" probes.
+        n_bootstrap: Replicates for the intervals.
+        confidence: Coverage the intervals aim at.
+    """
+
+    recipe: Recipe | None = None
+    kept_sets: int = 32
+    share: float = 0.5
+    seeds: int = 2
+    first_seed: int = 0
+    engine: Literal["auto", "stacked", "loop", "processes"] = "auto"
+    n_bootstrap: int = 500
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        require_count(self.kept_sets, "kept_sets", minimum=3)
+        require_count(self.seeds, "seeds")
+        require_count(self.first_seed, "first_seed", minimum=0)
+        if not 0 < self.share < 1:
+            raise InputError(f"`share` must lie between 0 and 1; got {self.share!r}.")
+        check_settings(self.n_bootstrap, self.confidence)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run; `load_config` reads it, a run folder keeps it."""
 
@@ -127,12 +188,16 @@ class RunConfig:
     gold: GoldConfig = field(default_factory=GoldConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     agree: AgreeConfig = field(default_factory=AgreeConfig)
+    weigh: WeighConfig = field(default_factory=WeighConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise InputError("`name` must not be empty: reports are headed by it.")
         if self.gold.points:
             self.recipe.check_points(self.gold.points)
+        for name in self.weigh.methods:
+            look_up(dict.fromkeys(self.score.methods), name, "method in [weigh] (it must be one of [score])")
 
 
 def _require_distinct(values: tuple[int, ...], name: str, *, minimum: int) -> None:

@@ -5,7 +5,11 @@
     gold/               outcomes of leaving examples out
     scores/<method>/    one score store for each method
     agreement.parquet   scores against the gold standard
-    summary.json        the numbers of the report
+    summary.json        its numbers
+    weights/<method>/   weights of parameter groups, and what each group contributes
+    retraining/         outcomes of training on kept sets
+    evaluation/         scores against them, and how well wrong labels are found
+    history.json        what each command took
     report.html         the report
 
 Other files are left alone.
@@ -29,12 +33,14 @@ from whence.storage import differences, make_dir, read_json, write_atomic, write
 MARKER, CONFIG = "run.json", "config.toml"
 _FORMAT, _VERSION = "whence-run", 1
 _METHOD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_EVERYTHING = ("gold", "scores", "agreement", "report")
+_EVERYTHING = ("gold", "scores", "agreement", "weights", "retraining", "evaluation", "report")
 _DEPENDENT = {  # which parts a changed table makes obsolete
     "name": ("report",),
     "gold": ("gold", "agreement", "report"),
-    "score": ("scores", "agreement", "report"),
+    "score": ("scores", "agreement", "evaluation", "report"),
     "agree": ("agreement", "report"),
+    "weigh": ("weights", "evaluation", "report"),
+    "evaluate": ("retraining", "evaluation", "report"),
 }
 
 
@@ -105,6 +111,23 @@ class RunFolder:
         config = load_config(source)
         return cls.open(Path("runs") / _as_file_name(config.name) if folder is None else folder, config)
 
+    @classmethod
+    def find(cls, source: Path | str, folder: Path | str | None = None) -> RunFolder:
+        """The run that a command line names, as `resolve`, where it has been started; nothing is written.
+
+        Raises:
+            StoreError: It has not.
+            ConfigError, StoreMismatchError: See `resolve`.
+        """
+        source = Path(source)
+        home = source.parent if source.name == CONFIG else source
+        if folder is None and _is_run_folder(home):
+            return cls.existing(source)
+        place = Path("runs") / _as_file_name(load_config(source).name) if folder is None else Path(folder)
+        if not _is_run_folder(place):
+            raise StoreError(f"{place} holds no run yet. Start it with `whence score {source}`, or `whence gold`.")
+        return cls.resolve(source, folder)
+
     def config_path(self) -> Path:
         """The settings."""
         return self.path / CONFIG
@@ -119,9 +142,23 @@ class RunFolder:
         Raises:
             InputError: The name is not fit for a folder.
         """
-        if not _METHOD.fullmatch(method):
-            raise InputError(f"Method name {method!r} is not fit for a folder: use letters, digits, `.`, `_`, `-`.")
-        return self.path / "scores" / method
+        return self.path / "scores" / _fit_for_folder(method)
+
+    def weights_dir(self, method: str) -> Path:
+        """Weights of parameter groups for one method; errors as `scores_dir`."""
+        return self.path / "weights" / _fit_for_folder(method)
+
+    def retraining_dir(self) -> Path:
+        """Store of the outcomes on kept sets."""
+        return self.path / "retraining"
+
+    def evaluation_dir(self) -> Path:
+        """Linear datamodeling scores, and how well wrong labels are found."""
+        return self.path / "evaluation"
+
+    def history_path(self) -> Path:
+        """What each command took."""
+        return self.path / "history.json"
 
     def scored_methods(self) -> list[str]:
         """Methods that have a store here, complete or not, in alphabetical order."""
@@ -139,6 +176,12 @@ class RunFolder:
     def report_path(self) -> Path:
         """The report."""
         return self.path / "report.html"
+
+
+def _fit_for_folder(method: str) -> str:
+    if not _METHOD.fullmatch(method):
+        raise InputError(f"Method name {method!r} is not fit for a folder: use letters, digits, `.`, `_`, `-`.")
+    return method
 
 
 def _is_run_folder(path: Path) -> bool:

@@ -9,6 +9,8 @@ from whence.data import Examples, LeftOutSets
 from whence.gold import Gold, further_train
 from whence.runs.config import GoldConfig
 from whence.runs.start import Source, Start, opened
+from whence.storage import ShardStore
+from whence.storage.shards import PLAN
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ def run_gold(source: Source, out: Source | None = None, *, rebuild: bool = False
     """
     with opened(source, out) as folder:
         begun = folder.build()
+        had_all = has_finished(begun.run.gold_dir())
         gold = gold_of(begun, rebuild=rebuild)
+        if not had_all:
+            folder.record("gold")
     return GoldResult(
         folder=begun.run.path,
         store=begun.run.gold_dir(),
@@ -62,6 +67,11 @@ def run_gold(source: Source, out: Source | None = None, *, rebuild: bool = False
         n_query=len(gold.query_ids),
         engine=gold.execution.engine,
     )
+
+
+def has_finished(store: Path) -> bool:
+    """Whether a folder holds a sweep with all its runs."""
+    return (store / PLAN).is_file() and ShardStore.existing(store).complete
 
 
 def gold_of(begun: Start, *, rebuild: bool = False) -> Gold:

@@ -52,9 +52,10 @@ def run_score(source: Source, out: Source | None = None, *, rebuild: bool = Fals
         methods = begun.run.config.score.methods
         asked = {name: method_settings(begun, name) for name in methods}
         files = {name: ScoreFiles(begun.run.scores_dir(name)) for name in methods}
-        missing = [name for name in methods if not files[name].have(asked[name], rebuild=rebuild)]
+        missing = [name for name in methods if not files[name].files.have(asked[name], rebuild=rebuild)]
         if missing:
             _score(begun, {name: files[name] for name in missing}, asked)
+            folder.record("score")
     return ScoreResult(
         folder=begun.run.path,
         stores={name: files[name].dir for name in methods},
@@ -78,10 +79,16 @@ def _score(begun: Start, missing: Mapping[str, ScoreFiles], settings: Mapping[st
 
 def score_with(inputs: Inputs, config: RunConfig, method: str) -> Scores:
     """The scores of one method; for each amount of further training where it follows that."""
+    options, at = call_options(config, method)
+    return attribute_with(inputs, method, at=at, **options)
+
+
+def call_options(config: RunConfig, method: str) -> tuple[dict[str, Any], tuple[int, ...] | None]:
+    """Keyword arguments of a method, and the amounts of training it is asked for (None where it follows none)."""
     options = method_options(method, config.score.options.get(method, {}))
-    if preset_of(method).by_amount:
-        return attribute_with(inputs, method, recipe=config.recipe, at=amounts(config), **options)
-    return attribute_with(inputs, method, **options)
+    if not preset_of(method).by_amount:
+        return options, None
+    return {"recipe": config.recipe, **options}, amounts(config)
 
 
 def amounts(config: RunConfig) -> tuple[int, ...]:

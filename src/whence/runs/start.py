@@ -8,7 +8,7 @@ import os
 import shlex
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from whence.errors import ConfigError, StoreMismatchError, WhenceError
 from whence.progress import stage
 from whence.runs.config import RunConfig, TaskConfig, import_factory, load_config
 from whence.runs.folder import CONFIG, MARKER, RunFolder
+from whence.runs.history import Stopwatch
 from whence.runs.options import method_options
+from whence.runs.setup import Setup
 from whence.storage import differences, read_json, write_json
 from whence.task import Task, fingerprint
 
@@ -31,17 +33,28 @@ class Start:
 
     Attributes:
         run: The open folder.
-        task: Model and contract, as the factory gave them.
-        train: Train set.
-        queries: What is to be explained.
+        setup: What the factory gave.
         facts: Fingerprints of model and data, and what is measured.
     """
 
     run: RunFolder
-    task: Task
-    train: Examples
-    queries: Examples
+    setup: Setup
     facts: dict[str, Any]
+
+    @property
+    def task(self) -> Task:
+        """Model and contract."""
+        return self.setup.task
+
+    @property
+    def train(self) -> Examples:
+        """Train set."""
+        return self.setup.train
+
+    @property
+    def queries(self) -> Examples:
+        """What is to be explained."""
+        return self.setup.queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +65,17 @@ class Opened:
         run: The folder.
         factory: What builds task and data.
         arguments: How a command line names this run, for messages.
+        stopwatch: Started with the command.
     """
 
     run: RunFolder
     factory: Callable[..., Any]
     arguments: str
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    def record(self, step: str) -> None:
+        """Note what the command took, where it computed something."""
+        self.stopwatch.record(self.run, step)
 
     def build(self) -> Start:
         """Task and data, compared with those that the folder was started with.
@@ -65,10 +84,10 @@ class Opened:
             ConfigError: The factory failed, or returned something else than (Task, Examples, Examples).
             StoreMismatchError: The folder belongs to another model or other data.
         """
-        task, train, queries = build(self.run.config.task, self.factory)
-        facts = problem_facts(task, train, queries)
+        setup = build(self.run.config.task, self.factory)
+        facts = problem_facts(setup.task, setup.train, setup.queries)
         _remember(self.run, facts)
-        return Start(self.run, task, train, queries, facts)
+        return Start(self.run, setup, facts)
 
 
 @contextlib.contextmanager
@@ -119,11 +138,12 @@ def checked_factory(config: TaskConfig) -> Callable[..., Any]:
     return factory
 
 
-def build(config: TaskConfig, factory: Callable[..., Any]) -> tuple[Task, Examples, Examples]:
+def build(config: TaskConfig, factory: Callable[..., Any]) -> Setup:
     """Call the factory and check what it returns.
 
     Raises:
-        ConfigError: It failed (the message names the line), or returned something else than (Task, Examples, Examples).
+        ConfigError: It failed (the message names the line), or returned neither a `Setup` nor (Task, Examples,
+            Examples).
     """
     try:
         with stage("building task and data"):
@@ -136,26 +156,23 @@ def build(config: TaskConfig, factory: Callable[..., Any]) -> tuple[Task, Exampl
             f"The factory {config.factory!r} failed: {type(error).__name__}: {error} "
             f"({place.filename}, line {place.lineno}). Mend it and repeat the same command."
         ) from error
-    expected = f"The factory {config.factory!r} must return a tuple (task, train, queries)"
+    setup = _as_setup(built, config.factory)
+    if setup.task.factory is None and not config.options:
+        setup.task.factory = config.factory  # for worker processes, which cannot pass options
+    return setup
+
+
+def _as_setup(built: Any, factory: str) -> Setup:
+    if isinstance(built, Setup):
+        return built
+    expected = f"The factory {factory!r} must return a tuple (task, train, queries), or a whence.Setup"
     if not isinstance(built, tuple) or len(built) != 3:
         what = f"{len(built)} values" if isinstance(built, tuple) else f"a {type(built).__name__}"
         raise ConfigError(f"{expected}; got {what}.")
-    for value, (role, kind, advice) in zip(built, _PARTS, strict=True):
-        if not isinstance(value, kind):
-            raise ConfigError(
-                f"{expected}; `{role}` must be of type {kind.__name__}, got {type(value).__name__}. {advice}"
-            )
-    task, train, queries = built
-    if task.factory is None and not config.options:
-        task.factory = config.factory  # for worker processes, which cannot pass options
-    return task, train, queries
-
-
-_PARTS: tuple[tuple[str, type, str], ...] = (
-    ("task", Task, "Wrap the model: whence.Task.classification(model), .regression(model) or whence.Task(...)."),
-    ("train", Examples, "Wrap the data: whence.Examples(data)."),
-    ("queries", Examples, "Wrap the data: whence.Examples(data)."),
-)
+    try:
+        return Setup(*built)
+    except ConfigError as error:
+        raise ConfigError(f"{expected}. {error}") from error
 
 
 def problem_facts(task: Task, train: Examples, queries: Examples) -> dict[str, Any]:
@@ -182,7 +199,7 @@ def _remember(run: RunFolder, facts: dict[str, Any]) -> None:
         listing = "\n  ".join(lines)
         raise StoreMismatchError(
             f"The factory {run.config.task.factory!r} gave something else than when {run.path} was started:\n"
-            f"  {listing}\nThese parts of it no longer match: gold, scores, agreement, report. A factory must give "
+            f"  {listing}\nNothing in it matches any more. A factory must give "
             "the same model and data every time: load a checkpoint, or seed the training. "
             "For a new model use another folder (`--out`)."
         )

@@ -191,7 +191,7 @@ def _rebuild(payload: dict[str, Any]) -> Task:
     from whence.training.dropout import training_twin
 
     built = import_factory(payload["factory"])()
-    task: Task = built[0] if isinstance(built, tuple) else built
+    task: Task = built[0] if isinstance(built, tuple) else getattr(built, "task", built)  # or a `Setup`
     twin = training_twin(task, payload["dropout"])
     twin.model.load_state_dict(payload["state"])
     for name, p in twin.model.named_parameters():
