@@ -37,9 +37,11 @@ lint: setup  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## published recipe on UCI Energy: agreement of all methods with further training, and speed
+bench: setup  ## published recipe on UCI Energy: agreement with further training, and speed; learned weights
 	$(BIN)/python -m benchmarks.fimoda --dataset energy --seeds 3 --final-models 3 --out benchmarks/results/energy.json
 	$(BIN)/python -m benchmarks.fimoda --dataset energy --compare-loop --out benchmarks/results/energy-speed.json
+	$(BIN)/python -m benchmarks.weights --out benchmarks/results/weights.json
+	$(BIN)/python -m benchmarks.tables
 
 clean:  ## remove what was installed and cached
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import whence
+import whence.progress
 from whence.cli import main
 from whence.scores import ScoreMatrix
 from whence.storage import read_json
@@ -60,7 +61,7 @@ def test_the_planted_duplicate_of_a_query_supports_it_most(folder):
 
 
 def test_own_model_runs_from_toml(folder):
-    for command in ("gold", "score", "agree"):
+    for command in ("gold", "score", "agree", "evaluate", "report"):
         assert main([command, "own_model.toml", "--quiet"]) == 0
     run = folder / "runs" / "own-model"
     scores = ScoreMatrix.load(run / "scores" / "influence_gn" / "scores.safetensors")
@@ -71,3 +72,7 @@ def test_own_model_runs_from_toml(folder):
     assert short["horizon_ahead"] > 0.9
     assert abs(short["random"]) < 0.6
     assert summary["ceiling"]["pearson"]["1"][0] > 0.9
+    evaluation = read_json(run / "evaluation" / "evaluation.json")
+    assert evaluation["lds"]["influence_gn"][0] > evaluation["lds"]["random"][0]
+    assert "mislabel_auc" in evaluation["skipped"]  # nothing is known of wrong labels
+    assert "fratello" in (run / "report.html").read_text()
