@@ -131,8 +131,8 @@ def _solver_table(solvers: dict[str, Any]) -> list[str]:
     head = ["contributions", "queries x train x groups", "uniform", "rms", "closed form", "AdamW", "gap", "seconds"]
     lines = [
         "Loss on the learning queries (lower is better; `gap`: AdamW above the closed form), and median seconds of 5 "
-        "runs in turn in one process: closed form / AdamW with norms from scores, as published / from Gram matrices; in "
-        "brackets how many times faster the closed form is.",
+        "runs in turn in one process: closed form / AdamW with norms from scores, as published / from Gram matrices; "
+        "in brackets how many times faster the closed form is.",
         "",
         row(head),
         row(["---"] * len(head)),
@@ -153,7 +153,8 @@ def _retraining_table(name: str, found: dict[str, Any]) -> list[str]:
         f"### {name}: linear datamodeling scores",
         "",
         f"{found['kept_sets']} kept sets of half the data x {found['seeds']} seeds, {found['queries']} queries; "
-        f"weights learned on {found['learning_queries']} others. Ceiling {_limits(found['ceiling'])}. Differences are paired.",
+        f"weights learned on {found['learning_queries']} others. Ceiling {_limits(found['ceiling'])}. "
+        "Differences are paired.",
         "",
         row(["scores", "LDS", "minus uniform weights", "minus rms weights"]),
         row(["---"] * 4),
