@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from whence.data import LeftOutSets as LeftOutSets
     from whence.data import load as load
     from whence.data import plant_label_noise as plant_label_noise
+    from whence.data import random_kept_sets as random_kept_sets
     from whence.evaluation import agreement as agreement
+    from whence.evaluation import lds as lds
     from whence.evaluation import mislabel_auc as mislabel_auc
     from whence.evaluation import reliability as reliability
     from whence.evaluation import seeds_curve as seeds_curve
     from whence.gold import Gold as Gold
     from whence.gold import further_train as further_train
+    from whence.gold import reinitialized as reinitialized
     from whence.gold import retrain as retrain
     from whence.gradients import check_gradients as check_gradients
     from whence.methods import METHODS as METHODS
@@ -34,27 +37,36 @@ if TYPE_CHECKING:
     from whence.methods import self_influence as self_influence
     from whence.report import ReportCase as ReportCase
     from whence.report import write_report as write_report
+    from whence.runs import Setup as Setup
     from whence.scores import Outcomes as Outcomes
     from whence.scores import ScoreMatrix as ScoreMatrix
     from whence.scores import TopK as TopK
+    from whence.task import GroupWeights as GroupWeights
     from whence.task import Task as Task
     from whence.task import load_checkpoint as load_checkpoint
     from whence.training import Recipe as Recipe
     from whence.training import train as train
+    from whence.weights import Contributions as Contributions
+    from whence.weights import contributions as contributions
+    from whence.weights import contributions_with as contributions_with
+    from whence.weights import learn_weights as learn_weights
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "METHODS": "methods",
+    "Contributions": "weights",
     "Damping": "algebra",
     "Examples": "data",
     "Gold": "gold",
+    "GroupWeights": "task",
     "Inputs": "methods",
     "LeftOutSets": "data",
     "Outcomes": "scores",
     "Recipe": "training",
     "ReportCase": "report",
     "ScoreMatrix": "scores",
+    "Setup": "runs",
     "Steps": "algebra",
     "Task": "task",
     "TopK": "scores",
@@ -62,15 +74,21 @@ _ROOMS = {
     "attribute": "methods",
     "attribute_with": "methods",
     "check_gradients": "gradients",
+    "contributions": "weights",
+    "contributions_with": "weights",
     "damped_inverse": "algebra",
     "first_order": "algebra",
     "flow": "algebra",
     "further_train": "gold",
     "horizon": "methods.horizon:horizon_filter",
+    "lds": "evaluation",
+    "learn_weights": "weights",
     "load": "data",
     "load_checkpoint": "task",
     "mislabel_auc": "evaluation",
     "plant_label_noise": "data",
+    "random_kept_sets": "data",
+    "reinitialized": "gold",
     "reliability": "evaluation",
     "retrain": "gold",
     "seeds_curve": "evaluation",
@@ -80,15 +98,18 @@ _ROOMS = {
 }
 __all__ = [
     "METHODS",
+    "Contributions",
     "Damping",
     "Examples",
     "Gold",
+    "GroupWeights",
     "Inputs",
     "LeftOutSets",
     "Outcomes",
     "Recipe",
     "ReportCase",
     "ScoreMatrix",
+    "Setup",
     "Steps",
     "Task",
     "TopK",
@@ -96,15 +117,21 @@ __all__ = [
     "attribute",
     "attribute_with",
     "check_gradients",
+    "contributions",
+    "contributions_with",
     "damped_inverse",
     "first_order",
     "flow",
     "further_train",
     "horizon",
+    "lds",
+    "learn_weights",
     "load",
     "load_checkpoint",
     "mislabel_auc",
     "plant_label_noise",
+    "random_kept_sets",
+    "reinitialized",
     "reliability",
     "retrain",
     "seeds_curve",

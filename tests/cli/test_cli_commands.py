@@ -26,14 +26,18 @@ import whence
 torch.manual_seed(0)
 X, Y = torch.randn(12, 2), torch.randn(12, 1)
 
-def build(fail=""):
+def build(fail="", learning=False):
     if fail:
         raise OSError(fail)
     task = whence.Task.regression(torch.nn.Linear(2, 1).eval())
     with torch.no_grad():
         task.model.weight.fill_(0.5)
         task.model.bias.fill_(0.1)
-    return task, whence.Examples((X[:10], Y[:10])), whence.Examples((X[10:], Y[10:]))
+    train, queries = whence.Examples((X[:10], Y[:10])), whence.Examples((X[10:], Y[10:]))
+    if learning:
+        more = whence.Examples((torch.linspace(-1, 1, 10).reshape(5, 2), torch.ones(5, 1)))
+        return whence.Setup(task, train, queries, learning_queries=more)
+    return task, train, queries
 """
 CONFIG = """
 name = "tiny"
@@ -135,7 +139,7 @@ def test_usage_errors_name_the_nearest_and_exit_with_2(arguments, shown, capsys)
 def test_without_arguments_the_commands_are_listed(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("demo", "gold", "score", "agree"))
+    assert all(name in out for name in ("demo", "gold", "score", "agree", "weigh", "evaluate", "report"))
 
 
 # What a configuration can have wrong
@@ -150,10 +154,10 @@ def test_without_arguments_the_commands_are_listed(capsys):
         (CONFIG.replace("grad_dot", "grad_dto"), "Did you mean 'grad_dot'?"),
         (CONFIG.replace("factory.py", "facotry.py"), "there is no file"),
         (CONFIG.replace("factory.py", "no_such_module"), "cannot import no_such_module"),
-        (CONFIG + 'task.options.fial = "no disk"', "takes (fail='')"),
+        (CONFIG + 'task.options.fial = "no disk"', "takes (fail='', learning=False)"),
     ],
 )
-@pytest.mark.parametrize("command", ["gold", "score", "agree"])
+@pytest.mark.parametrize("command", ["gold", "score", "agree", "weigh", "evaluate"])
 def test_one_message_and_exit_code_1(command, content, shown, project, capsys):
     if content is not None:
         (project / "tniy.toml").write_text(content)
@@ -205,6 +209,43 @@ def test_a_run_ends_every_command_with_the_place_of_its_result(project, capsys):
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [str(Path("runs/tiny/summary.json"))]
     assert captured.err == ""
+
+
+WEIGHED = CONFIG.replace("epochs = 2}", "epochs = 2}\nweigh.k = 2") + (
+    'task.options.learning = true\n[evaluate]\nkept_sets = 4\nengine = "loop"\nn_bootstrap = 10\n'
+    "recipe = {lr = 0.1, batch_size = 5, epochs = 2}\n"
+)
+
+
+def test_weigh_evaluate_and_report_print_what_they_found_and_where(project, capsys):
+    (project / "weighed.toml").write_text(WEIGHED)
+    assert main(["--quiet", "score", "weighed.toml"]) == 0
+    shown = {
+        "weigh": ("grad_dot (weighed)  parameters  rms", "runs/tiny/weights"),
+        "evaluate": ("Paired differences.", "runs/tiny/evaluation/evaluation.json"),
+        "report": ("", "runs/tiny/report.html"),
+    }
+    capsys.readouterr()
+    for command, (words, place) in shown.items():
+        assert main([command, "weighed.toml", "--progress", "silent"]) == 0
+        out = capsys.readouterr().out
+        assert words in out
+        assert out.splitlines()[-1] == str(Path(place))
+        assert (project / place).exists()
+    assert main(["report", "weighed.toml", "--method", "horizon", "--method", "grad_dot", "--quiet"]) == 0
+    assert main(["report", "weighed.toml", "--method", "grad_dto", "--quiet"]) == 1
+    assert "Did you mean 'grad_dot'?" in capsys.readouterr().err
+
+
+def test_weigh_without_learning_queries_says_what_to_return(project, capsys):
+    assert main(["--quiet", "weigh", "tiny.toml"]) == 1
+    assert "whence.Setup(task, train, queries, learning_queries=...)" in capsys.readouterr().err
+
+
+def test_report_of_nothing_names_the_commands_that_start_a_run(project, capsys):
+    assert main(["--quiet", "report", "tiny.toml"]) == 1
+    assert "holds no run yet. Start it with `whence score tiny.toml`" in capsys.readouterr().err
+    assert not (project / "runs").exists()
 
 
 def test_out_and_rebuild_reach_the_run(project, capsys):

@@ -1,11 +1,16 @@
 """Retraining on kept rows: plain training on the subset, from the initialisation of each seed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from whence.errors import InputError, StoreMismatchError
-from whence.gold import retrain
+from whence.data import Examples, random_kept_sets
+from whence.errors import DataError, InputError, StoreMismatchError
+from whence.evaluation import lds, reliability
+from whence.gold import Retrained, retrain
+from whence.scores import ScoreMatrix
 from whence.testing.problems import PROBLEMS, linear_regression, mlp, mlp_regression
 from whence.training import Recipe
 from whence.training.processes import INLINE
@@ -153,3 +158,93 @@ def test_batch_norm_statistics_are_those_of_the_initialisation():
     same = retrain(small.task, small.train, small.queries, RECIPE, kept=KEPT, seeds=[0, 2], engine="stacked")
     assert_close(found.measures[0], same.measures[0], rtol=0, atol=0)
     assert not torch.allclose(found.measures[1], same.measures[1])
+
+
+# Outcomes
+
+
+def retrained(measures, kept, orientation=1):
+    """As `retrain` gives it, for train ids a, b, ... and queries 0, 1, ..."""
+    n_seeds, n_points, _, n_query = measures.shape
+    kept = torch.tensor(kept)
+    return Retrained(
+        measures=measures,
+        kept=kept,
+        points=tuple(range(1, n_points + 1)),
+        point_unit="steps",
+        seeds=tuple(range(n_seeds)),
+        train_ids=tuple("abcdefgh"[: kept.shape[1]]),
+        query_ids=tuple(range(n_query)),
+        orientation=orientation,
+        eps=2.0**-52,
+        execution=None,
+    )
+
+
+@pytest.mark.parametrize("orientation", [1, -1])
+def test_outcomes_by_hand(orientation):
+    measures = torch.tensor([[[[1.0, 5.0], [2.0, -1.0], [6.0, 2.0]]]], dtype=torch.float64)  # 3 sets, 2 queries
+    kept = [[True, True, False], [True, False, True], [False, True, True]]
+    outcomes = retrained(measures, kept, orientation).outcomes()
+    wanted = torch.tensor([[-2.0, -1.0, 3.0], [3.0, -3.0, 0.0]], dtype=torch.float64)
+    assert_close(outcomes.effects, orientation * wanted[None, None])
+    assert outcomes.left_out == (("c",), ("b",), ("a",))
+    assert_close(outcomes.level, torch.tensor([[3.0, 8 / 3]], dtype=torch.float64))
+    assert (outcomes.points, outcomes.point_unit, outcomes.query_ids) == ((1,), "steps", (0, 1))
+    assert (outcomes.eps, outcomes.adjustment, outcomes.n_seeds) == (2.0**-52, "mean", 1)
+
+
+def test_a_run_that_kept_what_helps_has_a_negative_effect():
+    """The query is train example 0 itself: the runs that kept it have the lower loss."""
+    problem = linear_regression()
+    x, y = problem.train.all()
+    query = Examples((x[:1], y[:1]))
+    kept = random_kept_sets(12, 40, seed=0)
+    recipe = Recipe(lr=0.05, batch_size=100, epochs=200)
+    found = retrain(problem.task, problem.train, query, recipe, kept=kept, engine="stacked")
+    effects = found.outcomes().effects[0, 0, 0]
+    helped = torch.tensor([0 in own for own in kept])
+    assert float(effects[helped].mean()) < 0 < float(effects[~helped].mean())
+    supports = torch.zeros(1, 12, dtype=torch.float64)
+    supports[0, 0] = 1.0
+    scores = ScoreMatrix(supports, query.ids, problem.train.ids)
+    assert lds(scores, found.outcomes(), n_bootstrap=10).table["value"].item() > 0.3
+
+
+def test_outcomes_of_several_seeds_and_points_have_a_ceiling():
+    small = mlp_regression()
+    kept = random_kept_sets(14, 10, seed=0)
+    found = retrain(
+        small.task,
+        small.train,
+        small.queries,
+        RECIPE,
+        kept=kept,
+        seeds=2,
+        initialize=initialize,
+        points=[1, 3],
+        engine="stacked",
+    )
+    outcomes = found.outcomes()
+    assert outcomes.effects.shape == (2, 2, 4, 10)
+    assert_close(outcomes.effects.mean(-1), torch.zeros(2, 2, 4, dtype=torch.float64), rtol=0, atol=1e-15)
+    measures = found.measures.transpose(2, 3)
+    assert_close(outcomes.effects, measures - measures.mean(-1, keepdim=True), rtol=0, atol=0)
+    assert outcomes.left_out == tuple(tuple(i for i in range(14) if i not in own) for own in kept)
+    trust = reliability(outcomes, "spearman", n_bootstrap=20)
+    assert list(trust.ceiling()) == [1, 3]
+    assert all(0 <= ceiling <= 1 for ceiling in trust.ceiling().values())
+    alone = reliability(replace(found, measures=found.measures[:1]).outcomes(), "spearman", n_bootstrap=20)
+    assert alone.table["note"].tolist() == ["one seed: reliability needs two"] * 2
+
+
+def test_seeds_that_agree_have_a_ceiling_of_one():
+    measures = torch.randn(1, 1, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    kept = (torch.arange(6)[:, None] % 3 != torch.arange(3)).tolist()
+    both = retrained(measures.expand(2, -1, -1, -1), kept).outcomes()
+    assert_close(reliability(both, "spearman", n_bootstrap=10).ceiling(), {1: 1.0})
+
+
+def test_a_run_on_everything_lacks_nothing_to_be_scored():
+    with pytest.raises(DataError, match="At least one left-out id is needed"):
+        retrained(torch.zeros(1, 1, 2, 1, dtype=torch.float64), [[True, True], [True, False]]).outcomes()

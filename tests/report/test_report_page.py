@@ -1,33 +1,37 @@
 """The page: well formed, escaped, self-contained, and saying what the scores say."""
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from report_cases import HOSTILE, NAN, data_of, full, groups, pictures, table, texts_of, write
 
 import whence
 from whence.data import Examples
 from whence.errors import DataError, InputError, StoreError, StoreWriteError
 from whence.report import ReportCase, write_report
+from whence.report.album import BUDGET
+from whence.report.blocks import embedded
 from whence.report.exhibits import Exhibits
-from whence.report.wording import MINUS
+from whence.report.views.concentration import carried
 from whence.scores import ScoreMatrix, TopK
+from whence.task import GroupWeights
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
-HOSTILE = "<script>alert(1)</script>\"'&"
-NAN = float("nan")
 
 
 class Page(HTMLParser):
-    """Tags, attributes and texts of a page; every element must be closed in order."""
+    """Tags, attributes, scripts and texts of a page; every element must be closed in order."""
 
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.ids, self.links = [], [], [], []
-        self.found = {}  # (class, sign of the side or "") -> texts
-        self.sign, self.text = "", ""
+        self.open, self.tags, self.ids, self.scripts = [], [], [], []
+        self.text = ""
         self.feed(html)
         self.close()
         assert self.open == []
@@ -36,102 +40,99 @@ class Page(HTMLParser):
         attrs = dict(attrs)
         assert not any(name.startswith("on") for name in attrs)
         self.tags.append((tag, attrs))
-        self.text += attrs.get("alt", "")
         if "id" in attrs:
             self.ids.append(attrs["id"])
-        if tag == "a":
-            self.links.append(attrs["href"])
+        if tag == "script":
+            self.scripts.append("")
         if tag not in VOID:
-            self.open.append((tag, attrs))
+            self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        assert any(name == "svg" for name, _ in self.open)  # elsewhere HTML ignores the slash
+        assert "svg" in self.open  # elsewhere HTML ignores the slash
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
         assert self.open
-        assert self.open.pop()[0] == tag
+        assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += f"{data} "
-        side = next((attrs["data-sign"] for _, attrs in self.open if "data-sign" in attrs), "")
-        for name in {name for _, attrs in self.open for name in attrs.get("class", "").split()}:
-            self.found.setdefault((name, side), []).append(data.strip())
-
-    def texts(self, name, side):
-        return [text for text in self.found.get((name, side), []) if text]
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        else:
+            self.text += f"{data} "
 
 
-def pictures(n_query=3, n_train=20, **options):
-    generator = torch.Generator().manual_seed(0)
-
-    def examples(n, name):
-        x, y = torch.rand(n, 1, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)
-        return Examples((x, y), ids=[f"{name}-{k}" for k in range(n)], class_names=["ant", "bee", "cat"])
-
-    train, queries = examples(n_train, "t"), examples(n_query, "q")
-    values = torch.randn(n_query, n_train, generator=generator)
-    return ReportCase("pictures", train, queries, ScoreMatrix(values, queries.ids, train.ids), **options)
+def view(data, name, case=0):
+    return data["cases"][case]["views"][name]
 
 
-def table(n_query=3, n_train=20, dim=4, **options):
-    generator = torch.Generator().manual_seed(0)
-
-    def examples(n):
-        x = torch.randn(n, dim, generator=generator)
-        return Examples((x, x.sum(1, keepdim=True)), feature_names=[f"height {k}" for k in range(dim)])
-
-    train, queries = examples(n_train), examples(n_query)
-    values = torch.randn(n_query, n_train, generator=generator)
-    scores = ScoreMatrix(values, queries.ids, train.ids, unit="loss", method="grad_dot")
-    return ReportCase("table", train, queries, scores, **options)
+def blocks(data, name, kind, case=0):
+    return [block for block in view(data, name, case)["blocks"] if block["kind"] == kind]
 
 
-def full(case=pictures):
-    """A case with everything a page can show."""
-    plain = case()
-    suspects = pd.DataFrame(
-        {"id": plain.train.ids[:3], "score": [1.0, 3.0, 2.0], "given": [0, 1, 2], "true": [0, 2, 2]}
-    )
-    return case(
-        agreement={
-            "grad_dot": {1: (0.6, 0.5, 0.7), 50: (0.3, 0.2, 0.4)},
-            "horizon": {1: (NAN, NAN, NAN), 50: (0.5, NAN, NAN)},
-        },
-        ceiling={1: 0.9, 50: (0.8, 0.7, 0.9)},
-        notes=["a note"],
-        facts={"learning rate": 0.03, "commit": "abc", "nothing": None},
-        suspects=suspects,
-    )
+def the_table(data, name, which, case=0):
+    """Columns and texts of a table of a view."""
+    found = next(block for block in blocks(data, name, "table", case) if block["name"] == which)
+    return [column["name"] for column in found["columns"]], found["rows"]
 
 
-def write(tmp_path, cases, **options):
-    path = write_report(tmp_path / "report.html", cases, **options)
-    html = path.read_text("utf-8")
-    return html, Page(html)
+def entries(data, sign, case=0):
+    """(id, entry) of all queries, in their order."""
+    section = data["cases"][case]
+    sides = [
+        side for query in view(data, "queries", case)["queries"] for side in query["sides"] if side["sign"] == sign
+    ]
+    examples = section["examples"]
+    return [(id_of(examples[entry["train"]]), entry) for side in sides for entry in side["entries"]]
+
+
+def id_of(example):
+    return example.get("whole", example["text"])
+
+
+def plain_text(text):
+    """Without the invisible isolates around data."""
+    return re.sub("[\u2066-\u2069]", "", text)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", [pictures, table])
-def test_a_page_is_well_formed_and_linked(tmp_path, case):
-    _, page = write(tmp_path, [full(case), case()])
+def test_a_page_is_well_formed_and_labelled(tmp_path, case):
+    html, _ = write(tmp_path / "report.html", [full(case), case()])
+    page = Page(html)
     assert len(page.ids) == len(set(page.ids))
-    assert page.links
-    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
     assert {attrs["lang"] for tag, attrs in page.tags if tag == "html"} == {"en"}
-    assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
     assert all(attrs.get("scope") in ("row", "col") for tag, attrs in page.tags if tag == "th")
+    named = {attrs[key] for _, attrs in page.tags for key in ("aria-controls", "aria-labelledby") if key in attrs}
+    assert named <= set(page.ids)
+    assert [attrs["data-view"] for _, attrs in page.tags if attrs.get("role") == "tab"] == list(
+        data_of(html)["cases"][0]["views"]
+    )
+    assert any(tag == "noscript" for tag, _ in page.tags)
+    assert "scripts are switched off" in page.text
 
 
 def test_nothing_is_loaded_from_elsewhere(tmp_path):
-    html, page = write(tmp_path, [full(pictures), full(table)])
+    html, data = write(tmp_path / "report.html", [full(pictures), full(table)])
+    page = Page(html)
     without_names = re.sub(r'xmlns(:xlink)?="http://www\.w3\.org/[^"]*"', "", html)
     assert "http:" not in without_names
     assert "https:" not in without_names
-    assert not re.search(r"@import|url\(", html)
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
-    assert all(attrs["src"].startswith("data:image/png;base64,") for _, attrs in page.tags if "src" in attrs)
+    assert not re.search(r"@import|url\(|\bfetch\(|XMLHttpRequest|WebSocket|innerHTML|insertAdjacent|\beval\(", html)
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "img"}
+    assert not any("src" in attrs for _, attrs in page.tags)
+    assert all(picture.startswith("data:image/png;base64,") for picture in data["pictures"])
+
+
+def test_only_the_scripts_of_the_page_may_run(tmp_path):
+    html, _ = write(tmp_path / "report.html", full())
+    page = Page(html)
     policy = next(attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none'")
+    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert len(page.scripts) == 2  # the data, and the one that the policy names
 
 
 @pytest.mark.parametrize("picture", [True, False])
@@ -139,7 +140,7 @@ def test_hostile_texts_appear_only_escaped(tmp_path, picture):
     shape = (3, 1, 4, 4) if picture else (3, 2)
     names = {"class_names": [HOSTILE, "שלום", "x" * 5000], "feature_names": [HOSTILE, "\u202eabc"]}
     train = Examples(
-        (torch.rand(shape), torch.arange(3)), ids=[HOSTILE, "\x00\u202e", "y" * 5000], name=HOSTILE, **names
+        (torch.rand(shape), torch.arange(3)), ids=[HOSTILE, "\x00\u202e\u2028", "y" * 5000], name=HOSTILE, **names
     )
     queries = Examples((torch.rand(shape), torch.arange(3)), ids=[HOSTILE + "q", "ש", "z"], **names)
     scores = ScoreMatrix(
@@ -156,101 +157,379 @@ def test_hostile_texts_appear_only_escaped(tmp_path, picture):
         notes=[HOSTILE, "<img src=x onerror=alert(1)>", "\ud800"],
         facts={HOSTILE: HOSTILE},
         suspects=pd.DataFrame({"id": [HOSTILE], "score": [NAN], "given": [HOSTILE], "true": [NAN]}),
+        weights=[GroupWeights(torch.ones(2), groups(HOSTILE, "b"), HOSTILE, HOSTILE, {HOSTILE: HOSTILE})],
+        group_lds={HOSTILE: (0.1, 0.0, 0.2)},
+        lds={HOSTILE: (0.1, 0.0, 0.2)},
+        lds_differences={HOSTILE: (0.1, 0.0, 0.2)},
+        lds_note=HOSTILE,
+        missing={HOSTILE: HOSTILE, "scores": HOSTILE},
+        command=HOSTILE,
+        resources=pd.DataFrame({"step": [HOSTILE], "seconds": [1.0], "peak_mb": [NAN]}),
     )
-    html, page = write(tmp_path, case, title=HOSTILE)
-    assert "<script" not in html
+    html, data = write(tmp_path / "report.html", case, title=HOSTILE)
+    page = Page(html)
+    assert html.count("<script") == html.count("</script") == 2
+    assert "<!--" not in html
     assert "<img src=x" not in html
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
-    assert page.text.count(HOSTILE) > 20
-    assert len(html) < 200_000  # long names are cut
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2  # the title, and charts
+    assert not set(page.scripts[0]) & set("<>&\u2028\u2029")
+    assert page.scripts[0].isascii()
+    assert texts_of(data).count(HOSTILE) > 20
+    assert len(html) < 300_000  # long names are cut
+
+
+def test_only_cut_ids_are_kept_whole_as_well(tmp_path):
+    _, data = write(tmp_path / "report.html", pictures())
+    assert "whole" not in data["cases"][0]["examples"][0]
+    _, data = write(tmp_path / "report.html", table())
+    assert data["cases"][0]["examples"][0]["whole"] == int(data["cases"][0]["examples"][0]["text"])
+
+
+def test_data_in_a_script_element():
+    assert embedded({"a": "</script>&\u2028\ud800", "b": NAN, "c": 2**60, "d": (True, None)}) == (
+        '{"a":"\\u003c/script\\u003e\\u0026\\u2028\\ud800","b":null,"c":"1152921504606846976","d":[true,null]}'
+    )
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    first, _ = write(tmp_path / "first.html", [full(pictures), full(table)])
+    second, _ = write(tmp_path / "second.html", [full(pictures), full(table)])
+    assert first == second
+
+
+# --- queries ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", [pictures, table])
 def test_the_page_lists_what_top_lists(tmp_path, case):
     shown = case()
-    _, page = write(tmp_path, shown)
+    _, data = write(tmp_path / "report.html", shown)
     for sign in ("supports", "opposes"):
-        top = shown.scores.top(5, sign=sign)
-        ids = [text for text in page.texts("id", sign) if text not in ("id", *map(str, shown.queries.ids))]
-        if case is table:  # ids of queries and of train examples are both positions: the query leads each row
-            ids = [text for k, text in enumerate(page.texts("id", sign)) if k % 6]
-        assert ids == [str(id) for id in top["train"]]
-        scores = [float(text.replace(MINUS, "-")) for text in page.texts("score", sign)]
-        assert scores == pytest.approx(top["score"].tolist(), rel=5e-3)
+        top = shown.scores.top(10, sign=sign)
+        found = entries(data, sign)
+        assert [id for id, _ in found] == list(top["train"])
+        assert [entry["score"] for _, entry in found] == top["score"].tolist()  # every digit
+        assert [entry["share"] for _, entry in found] == top["share"].tolist()
+        assert [entry["rank"] for _, entry in found] == top["rank"].tolist()
+        texts = [float(entry["score_text"].replace("\N{MINUS SIGN}", "-")) for _, entry in found]
+        assert texts == pytest.approx(top["score"].tolist(), rel=5e-3)
 
 
-def test_top_k_shows_the_same_page_as_all_scores(tmp_path):
+def test_top_k_shows_the_same_queries_as_all_scores(tmp_path):
     case = pictures()
-    kept = TopK.from_blocks(case.scores.blocks(block_size=7), k=5)
-    whole, _ = write(tmp_path, case)
-    streamed, _ = write(tmp_path, ReportCase(case.title, case.train, case.queries, kept))
-    assert streamed == whole
+    kept = TopK.from_blocks(case.scores.blocks(block_size=7), k=10)
+    _, whole = write(tmp_path / "whole.html", case)
+    _, streamed = write(tmp_path / "streamed.html", ReportCase(case.title, case.train, case.queries, kept))
+    different = {name for name in whole["cases"][0]["views"] if view(whole, name) != view(streamed, name)}
+    assert different == {"concentration"}
+    texts = texts_of(view(streamed, "concentration"))
+    assert "Only the strongest scores of each query were kept" in texts
+    assert the_table(whole, "concentration", "same-few") == the_table(streamed, "concentration", "same-few")
 
 
 def test_a_top_k_that_kept_less_says_so(tmp_path):
     case = pictures()
     kept = TopK.from_blocks(case.scores.blocks(), k=2)
-    _, page = write(tmp_path, ReportCase(case.title, case.train, case.queries, kept))
-    assert "Only the 2 strongest on each side were kept." in page.text
-    assert len(page.texts("score", "supports")) == 2 * 3
+    _, data = write(tmp_path / "report.html", ReportCase(case.title, case.train, case.queries, kept))
+    assert "Only the 2 strongest on each side were kept." in view(data, "queries")["summary"]
+    assert len(entries(data, "supports")) == 2 * 3
 
 
 def test_only_the_first_queries_are_shown(tmp_path):
-    _, page = write(tmp_path, pictures(n_query=5, n_queries=2))
-    assert "The first 2 of 5 queries, scored with 20 train examples." in page.text
-    assert [id for id in page.ids if re.fullmatch(r"case-1-query-\d+", id)] == ["case-1-query-1", "case-1-query-2"]
+    _, data = write(tmp_path / "report.html", pictures(n_query=5, n_queries=2))
+    assert "The first 2 of 5 queries, scored with 20 train examples" in view(data, "queries")["summary"]
+    assert [query["text"] for query in view(data, "queries")["queries"]] == ["q-0", "q-1"]
+
+
+def test_queries_whose_ids_are_cut_alike_have_their_own_addresses(tmp_path):
+    case = pictures(n_query=2)
+    ids = ["q" * 200 + middle + "q" * 200 for middle in "ab"]
+    queries = Examples(case.queries, ids=ids)
+    scores = ScoreMatrix(case.scores.values, ids, case.train.ids)
+    _, data = write(tmp_path / "report.html", ReportCase("long", case.train, queries, scores))
+    found = view(data, "queries")["queries"]
+    assert found[0]["text"] == found[1]["text"]
+    assert [query["key"] for query in found] == ["#1", "#2"]
+    assert [query["whole"] for query in found] == ids
 
 
 def test_zero_scores_support_and_oppose_nothing(tmp_path):
     case = pictures(n_query=1)
     zeros = ScoreMatrix(torch.zeros(1, 20), case.queries.ids, case.train.ids)
-    _, page = write(tmp_path, ReportCase("zeros", case.train, case.queries, zeros))
-    assert "No train example supports this query." in page.text
-    assert "No train example opposes this query." in page.text
+    _, data = write(tmp_path / "report.html", ReportCase("zeros", case.train, case.queries, zeros))
+    assert entries(data, "supports") == entries(data, "opposes") == []
+    assert "All scores are zero" in texts_of(view(data, "concentration"))
 
 
 def test_the_banner_says_what_sign_and_unit_mean(tmp_path):
-    _, page = write(tmp_path, table())
-    text = " ".join(page.text.split())
-    assert "supports the query: leaving it out makes the query worse" in text
-    assert "Worse means a higher loss of the query. A score is the predicted change of the loss" in text
+    html, data = write(tmp_path / "report.html", table())
+    text = " ".join(Page(html).text.split())
+    assert "positive the example supports the query: leaving it out makes the query worse" in text
+    banner = plain_text(data["cases"][0]["banner"])
+    assert "Worse means a higher loss of the query. A score is the predicted change of the loss" in banner
+    assert {plain_text(query["measure"]) for query in view(data, "queries")["queries"]} == {"loss, worse is higher"}
 
 
 def test_scores_without_unit_only_rank_and_a_margin_worsens_downwards(tmp_path):
     case = pictures()
     values = case.scores.values
     scores = ScoreMatrix(values, case.queries.ids, case.train.ids, orientation=-1.0, provenance={"measure": "margin"})
-    _, page = write(tmp_path, ReportCase("margin", case.train, case.queries, scores))
-    assert "Worse means a lower margin of the query. These scores only rank" in page.text
+    _, data = write(tmp_path / "report.html", ReportCase("margin", case.train, case.queries, scores))
+    assert "Worse means a lower margin of the query. These scores only rank" in plain_text(data["cases"][0]["banner"])
+
+
+def test_each_query_says_which_way_its_measure_worsens(tmp_path):
+    case = pictures(n_query=2)
+    scores = ScoreMatrix(
+        case.scores.values, case.queries.ids, case.train.ids, unit="loss", orientation=torch.tensor([1.0, -1.0])
+    )
+    _, data = write(tmp_path / "report.html", ReportCase("mixed", case.train, case.queries, scores))
+    assert "a higher or lower loss" in plain_text(data["cases"][0]["banner"])
+    measures = [plain_text(query["measure"]) for query in view(data, "queries")["queries"]]
+    assert measures == ["loss, worse is higher", "loss, worse is lower"]
+
+
+@pytest.mark.parametrize("lacking", ["train", "queries", "both"])
+def test_examples_whose_contents_are_not_loaded_are_shown_by_id(tmp_path, lacking):
+    case = full()
+    train, queries = (None if lacking in (side, "both") else getattr(case, side) for side in ("train", "queries"))
+    ids_only = ReportCase("ids", train, queries, case.scores, suspects=case.suspects)
+    _, data = write(tmp_path / "report.html", ids_only)
+    assert [id for id, _ in entries(data, "supports")] == list(case.scores.top(10)["train"])
+    assert all(("picture" in example) == (train is not None) for example in data["cases"][0]["examples"])
+    assert all(("label" in query) == (queries is not None) for query in view(data, "queries")["queries"])
+    hints = " ".join(view(data, "queries").get("hints", []))
+    assert ("ids only" in hints) == (lacking == "both")
+    assert "contents not loaded" in texts_of(view(data, "run"))
+
+
+# --- what is missing --------------------------------------------------------------------------------------------------
+
+
+def test_a_case_without_scores_still_works_and_says_what_makes_them(tmp_path):
+    html, data = write(tmp_path / "report.html", ReportCase("nothing", None, None, None))
+    assert "`whence.attribute`" in view(data, "queries")["empty"]
+    assert "`whence.attribute`" in view(data, "concentration")["empty"]
+    assert "`whence.learn_weights`" in view(data, "groups")["empty"]
+    assert "`whence evaluate CONFIG.toml`" in view(data, "labels")["empty"]
+    assert "`whence.further_train`" in texts_of(view(data, "trust"))
+    assert "No scores are shown here" in data["cases"][0]["banner"]
+    assert "<svg" not in html
+
+
+def test_what_is_missing_is_said_at_the_top_and_in_its_view(tmp_path):
+    missing = {
+        "scores": "shard 3 is damaged",
+        "agreement": "no gold standard",
+        "lds": "not evaluated",
+        "weights": "file cut short",
+        "suspects": "labels unknown",
+        "resources": "no history",
+        "another part": "something else",
+    }
+    _, data = write(tmp_path / "report.html", ReportCase("broken", None, None, None, missing=missing))
+    top = [plain_text(text) for text in data["cases"][0]["missing"]]
+    assert top == [f"{part}: {text}" for part, text in missing.items()]
+    affected = {
+        "queries": ["scores"],
+        "concentration": ["scores"],
+        "trust": ["agreement", "lds"],
+        "groups": ["weights"],
+        "labels": ["suspects"],
+        "run": ["resources"],
+    }
+    for name, parts in affected.items():
+        said = texts_of(view(data, name))
+        assert all(said.count(missing[part]) == 1 for part in parts), name
+
+
+def test_damaged_parts_that_are_there_are_said_beside_what_is_shown(tmp_path):
+    case = pictures(missing={"scores": "2 of 5 shards", "train": "the data changed"})
+    _, data = write(tmp_path / "report.html", case)
+    assert view(data, "queries")["missing"] == ["2 of 5 shards", "the data changed"]
+    assert view(data, "concentration")["missing"] == ["2 of 5 shards"]
+
+
+# --- trust ------------------------------------------------------------------------------------------------------------
 
 
 def test_agreement_is_a_chart_and_the_same_numbers(tmp_path):
-    html, page = write(tmp_path, full())
-    assert "0.60" in page.text
-    assert "0.50 to 0.70" in page.text
-    assert "not defined" in page.text
+    html, data = write(tmp_path / "report.html", full())
+    columns, rows = the_table(data, "trust", "agreement")
+    assert columns == ["method", "1 epoch", "50 epochs"]
+    assert rows[0][1] == {"text": "0.60", "value": [0.6, 0.5, 0.7], "quiet": "0.50 to 0.70"}
+    assert rows[1][1] == {"text": "not defined", "value": [None, None, None]}
+    assert rows[2][0]["text"] == "ceiling (perfect scores)"
     assert "var(--series-1)" in html
     assert "currentColor" in html
-    assert "logarithmic" in page.text
-    assert "Not computed" not in page.text
+    assert "logarithmic" in Page(html).text
+    assert "Not computed" not in texts_of(view(data, "trust"))
+    assert "a note" in texts_of(view(data, "trust"))
 
 
 def test_missing_agreement_is_said(tmp_path):
-    html, page = write(tmp_path, pictures())
-    assert "Not computed for this case: nothing here says how far these scores can be trusted." in page.text
-    assert "<svg" not in html
+    html, data = write(tmp_path / "report.html", pictures())
+    said = texts_of(view(data, "trust"))
+    assert "Not computed for this case: nothing here says how far these scores can be trusted." in said
+    assert not blocks(data, "trust", "chart")
 
 
 def test_agreement_without_any_number_has_no_chart(tmp_path):
-    html, page = write(tmp_path, pictures(agreement={"flat": {1: (NAN, NAN, NAN)}}))
-    assert "No value is defined" in page.text
-    assert "<svg" not in html
+    _, data = write(tmp_path / "report.html", pictures(agreement={"flat": {1: (NAN, NAN, NAN)}}))
+    assert "No value is defined" in texts_of(view(data, "trust"))
+    assert not blocks(data, "trust", "chart")
+
+
+def test_lds_is_a_chart_with_its_ceiling_and_the_same_numbers(tmp_path):
+    _, data = write(tmp_path / "report.html", full())
+    _, rows = the_table(data, "trust", "lds")
+    assert [row[0]["text"] for row in rows] == ["trak", "trak, learned", "flat", "ceiling (perfect scores)"]
+    assert rows[1][1] == {"text": "0.40", "value": [0.4, 0.35, 0.45], "quiet": "0.35 to 0.45"}
+    assert rows[2][1]["text"] == "not defined"
+    _, differences = the_table(data, "trust", "lds-differences")
+    assert differences[0][0]["text"] == "learned − uniform"
+    assert "32 kept sets of half the data x 2 seeds" in texts_of(view(data, "trust"))
+    assert len(blocks(data, "trust", "chart")) == 3  # agreement, scores, differences
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_a_heat_map_and_a_table_in_the_model_s_order(tmp_path):
+    html, data = write(tmp_path / "report.html", full())
+    columns, rows = the_table(data, "groups", "groups")
+    assert columns == ["group", "parameters", "trak, rms", "trak, learned", "LDS alone"]
+    assert [row[0]["text"] for row in rows] == ["conv", "head"]
+    assert [row[1]["value"] for row in rows] == [10, 20]
+    assert [[row[2]["value"], row[3]["value"]] for row in rows] == [[0.5, 0.0], [1.5, 2.0]]
+    assert [row[4]["value"] for row in rows] == [[0.125, 0.1, 0.2], [-0.05, -0.1, 0.0]]
+    assert "var(--supports)" in html
+    columns, facts = the_table(data, "groups", "weights")
+    found = {row[0]["text"]: [cell.get("text", "") for cell in row[1:]] for row in facts}
+    assert found["max / min"] == ["3", "∞"]
+    assert found["entropy (1 = uniform)"] == ["0.811", "0"]
+    assert found["note"] == ["", "fell back to uniform"]
+    assert found["seconds"] == ["2.5", ""]
+
+
+def test_many_groups_keep_their_width(tmp_path):
+    names = [f"transformer.h.{k}.attn.weight" for k in range(148)]
+    case = pictures(weights=[GroupWeights(torch.arange(148.0), groups(*names))])
+    html, data = write(tmp_path / "report.html", case)
+    width = float(re.search(r'<template id="chart-\d+"><svg[^>]* width="(\d+)', html)[1])
+    assert width > 148 * 16
+    assert all(name in html for name in names)
+    assert len(the_table(data, "groups", "groups")[1]) == 148
+    assert [block.get("wide") for block in blocks(data, "groups", "chart")] == [True]
+
+
+def test_weights_over_other_groups_have_a_heat_map_of_their_own(tmp_path):
+    weights = [GroupWeights(torch.ones(2), groups("a", "b")), GroupWeights(torch.ones(3), groups("a", "b", "c"))]
+    _, data = write(tmp_path / "report.html", pictures(weights=weights))
+    assert len(blocks(data, "groups", "chart")) == 2
+    _, data = write(tmp_path / "report.html", pictures(group_lds={"a": (0.1, NAN, NAN)}))
+    assert len(blocks(data, "groups", "chart")) == 1
+    assert "learn_weights" in texts_of(view(data, "groups"))
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def test_suspects_come_most_suspicious_first_with_their_verdict(tmp_path):
-    _, page = write(tmp_path, full())
-    assert "The 3 most suspicious of 3 listed labels. Of those shown 1 are known to be wrong" in page.text
-    assert [text for text in page.texts("suspects", "") if text.startswith("t-")] == ["t-1", "t-2", "t-0"]
+    _, data = write(tmp_path / "report.html", full())
+    labels = view(data, "labels")
+    assert "3 labels listed" in labels["summary"]
+    assert "1 of them are known to be wrong" in labels["summary"]
+    examples = data["cases"][0]["examples"]
+    rows = labels["table"]["rows"]
+    assert [id_of(examples[row[1]["value"]]) for row in rows] == ["t-1", "t-2", "t-0"]
+    assert [row[2]["value"] for row in rows] == [3.0, 2.0, 1.0]
+    assert labels["wrong"] == [True, False, False]
+    assert [row[5]["text"] for row in rows] == ["wrong", "right", "right"]
+    assert labels["start"] == 1
+
+
+def test_suspects_without_known_truth(tmp_path):
+    case = table()
+    suspects = pd.DataFrame({"id": [1, 0], "score": [1.0, 2.0], "given": [0.5, 0.25]})
+    _, data = write(tmp_path / "report.html", table(suspects=suspects))
+    labels = view(data, "labels")
+    assert "knows_truth" not in labels
+    assert labels["wrong"] == [None, None]
+    assert [column["name"] for column in labels["table"]["columns"]][-1] == "furthest from the mean"
+    x = case.train.all()[0]
+    away = ((x - x.mean(0)) / x.std(0, correction=0)).abs()[0]
+    expected = [f"height {k}" for k in away.argsort(descending=True)[:3].tolist()]
+    assert re.findall(r"height \d", labels["table"]["rows"][0][-1]["text"]) == expected
+
+
+# --- concentration ----------------------------------------------------------------------------------------------------
+
+
+def test_how_many_examples_carry_half_and_nine_tenths():
+    values = torch.tensor([[0.0, -5.0, 3.0, 2.0], [1.0, 1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    needed, curves = carried(values, np.array([1, 2, 4]))
+    assert needed[:2].tolist() == [[1, 3], [2, 4]]
+    np.testing.assert_allclose(curves[:2], [[0.5, 0.8, 1.0], [0.25, 0.5, 1.0]])
+    assert np.isnan(curves[2]).all()
+
+
+def test_the_same_few_are_counted_against_chance(tmp_path):
+    values = torch.zeros(6, 40)
+    values[:, 7] = 9.0  # supports every query
+    values[:, 3] = -9.0
+    values[range(6), range(10, 16)] = 1.0
+    train, queries = Examples(torch.rand(40, 2)), Examples(torch.rand(6, 2))
+    case = ReportCase("few", train, queries, ScoreMatrix(values, queries.ids, train.ids))
+    _, data = write(tmp_path / "report.html", case)
+    columns, rows = the_table(data, "concentration", "same-few")
+    examples = data["cases"][0]["examples"]
+    counts = {id_of(examples[row[0]["value"]]): [row[2]["value"], row[3]["value"]] for row in rows}
+    assert counts[7] == [6, 0]
+    assert counts[3] == [0, 6]
+    assert counts[10] == [1, 0]
+    assert list(counts)[:2] == [7, 3] or list(counts)[:2] == [3, 7]
+    # 6 lists of 10 out of 40: 1.5 on average; most of 40 binomials (6, 1/4): P(X <= 4) ** 40 = 0.83 > 1/2 > 0.21
+    assert "in 1.5 of 6 lists on average" in texts_of(view(data, "concentration"))
+    assert "in about 4." in texts_of(view(data, "concentration"))
+    assert columns[2:] == ["among the top 10 supporters", "among the top 10 opposers"]
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_run_says_settings_fingerprints_and_costs(tmp_path):
+    case = full()
+    scores = ScoreMatrix(
+        case.scores.values,
+        case.queries.ids,
+        case.train.ids,
+        method="ekfac",
+        provenance={"model": "a1" * 32, "coverage_percent": 87.5, "settings": {"damping": 0.1}},
+    )
+    shown = ReportCase(
+        "run", case.train, case.queries, scores, facts=case.facts, command=case.command, resources=case.resources
+    )
+    _, data = write(tmp_path / "report.html", shown)
+    settings = {row[0]["text"]: row[1]["text"] for row in the_table(data, "run", "settings")[1]}
+    assert settings["method"] == "ekfac"
+    assert settings["learning rate"] == "0.03"
+    assert settings["nothing"] == "none"
+    assert settings["coverage"] == "87.5 % of the parameters"
+    assert settings["scores.settings.damping"] == "0.1"
+    assert [[cell["text"] for cell in row] for row in the_table(data, "run", "fingerprints")[1]] == [
+        ["scores.model", "a1" * 32]
+    ]
+    assert [block["text"] for block in blocks(data, "run", "command")] == ["whence report runs/full"]
+    resources = the_table(data, "run", "resources")[1]
+    assert [[cell["text"] for cell in row] for row in resources] == [
+        ["train", "1.50", "not measured"],
+        ["score", "2.25", "512"],
+        ["all steps", "3.75", "512"],
+    ]
+
+
+# --- exhibits ---------------------------------------------------------------------------------------------------------
 
 
 def test_features_most_unlike_the_query_are_marked():
@@ -264,7 +543,7 @@ def test_features_most_unlike_the_query_are_marked():
         ["higher", ""],
         ["", "higher"],
     ]
-    assert rows[2].cells[0][0] == f"{MINUS}9"
+    assert rows[2].cells[0][0] == "\N{MINUS SIGN}9"
     assert rows[2].name == "feature 2"
 
 
@@ -273,9 +552,9 @@ def test_wide_tables_show_the_features_that_differ(tmp_path):
     x[1, 30] = 5.0
     train, queries = Examples((x, torch.zeros(2))), Examples((torch.zeros(1, 40), torch.zeros(1)))
     scores = ScoreMatrix(torch.tensor([[1.0, 2.0]]), queries.ids, train.ids)
-    _, page = write(tmp_path, ReportCase("wide", train, queries, scores))
-    assert "feature 30" in page.text
-    assert "12 of 40 features are shown" in page.text
+    _, data = write(tmp_path / "report.html", ReportCase("wide", train, queries, scores))
+    assert "feature 30" in texts_of(data)
+    assert "12 of 40 features are shown" in texts_of(data)
 
 
 @pytest.mark.parametrize(
@@ -295,8 +574,8 @@ def test_wide_tables_show_the_features_that_differ(tmp_path):
 def test_other_batches_are_shown_too(tmp_path, batch):
     examples = Examples(batch)
     scores = ScoreMatrix(torch.eye(4) - 0.5, examples.ids, examples.ids)
-    _, page = write(tmp_path, ReportCase("any", examples, examples, scores))
-    assert len(page.texts("score", "supports")) == 4
+    _, data = write(tmp_path / "report.html", ReportCase("any", examples, examples, scores))
+    assert [entry["score_text"] for _, entry in entries(data, "supports")] == ["+0.500"] * 4
 
 
 def test_whole_number_inputs_with_a_floating_target():
@@ -313,12 +592,6 @@ def test_classes_have_names_whatever_their_type(target):
     assert [exhibits.label(0, k) for k in range(2)] == ["no", "yes"]
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path):
-    first, _ = write(tmp_path, [full(pictures), full(table)])
-    second, _ = write(tmp_path, [full(pictures), full(table)])
-    assert first == second
-
-
 def test_sixteen_queries_of_photographs_stay_below_two_megabytes(tmp_path):
     generator = torch.Generator().manual_seed(0)
     train = Examples((torch.rand(20, 3, 96, 96, generator=generator), torch.zeros(20).long()))
@@ -328,13 +601,25 @@ def test_sixteen_queries_of_photographs_stay_below_two_megabytes(tmp_path):
     assert path.stat().st_size < 2e6  # noise is what compresses worst
 
 
+def test_many_photographs_are_shrunk_to_the_budget_and_each_is_there_once(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    train = Examples((torch.rand(400, 3, 64, 64, generator=generator), torch.zeros(400).long()))
+    queries = Examples((torch.rand(100, 3, 64, 64, generator=generator), torch.zeros(100).long()))
+    scores = ScoreMatrix(torch.randn(100, 400, generator=generator), queries.ids, train.ids)
+    case = ReportCase("noise", train, queries, scores)
+    _, data = write(tmp_path / "report.html", [case, case])
+    assert 0.7 * BUDGET < sum(map(len, data["pictures"])) <= BUDGET
+    per_case = len(data["cases"][0]["examples"]) + 100
+    assert len(data["pictures"]) == 2 * per_case
+
+
 def test_real_scores_in_two_lines(tmp_path):
     split = whence.load("diabetes")
     model = torch.nn.Linear(10, 1).eval()
     train, queries = split.train.subset(range(50)), split.test.subset(range(4))
     scores = whence.attribute(whence.Task.regression(model), train, queries, "grad_dot")
-    _, page = write(tmp_path, ReportCase("diabetes", train, queries, scores))
-    assert {"bmi", "bp", "target"} <= set(page.text.split())
+    _, data = write(tmp_path / "report.html", ReportCase("diabetes", train, queries, scores))
+    assert {"bmi", "bp", "target"} <= set(texts_of(data).split())
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -357,12 +642,31 @@ def test_foreign_examples_are_refused():
         ({"agreement": {"m": 0.5}}, "value, low, high"),
         ({"ceiling": {1: "high"}}, "`ceiling`"),
         ({"suspects": pd.DataFrame({"id": ["t-1"]})}, "lacks given, score"),
+        ({"suspects": "t-1"}, "must be a table with the columns id, score and given"),
+        ({"weights": GroupWeights(torch.ones(1), groups("a"))}, "single one in a list"),
+        ({"weights": ["learned"]}, "list of `GroupWeights`"),
+        ({"weights": [GroupWeights(torch.ones(1), groups("a"))], "group_lds": {"b": (0, 0, 0)}}, "lacks, such as 'b'"),
+        ({"lds": {"trak": (0.1, 0.2)}}, "`lds` must hold"),
+        ({"lds_differences": [0.1]}, "`lds_differences` must hold"),
+        ({"lds_ceiling": (0.1, 0.2)}, "`lds_ceiling` must hold"),
+        ({"lds_note": 32}, "`lds_note` must be a text"),
+        ({"command": ["whence"]}, "`command` must be a text"),
+        ({"missing": {"scores": 3}}, "part: sentence"),
+        ({"missing": ["scores"]}, "part: sentence"),
+        ({"resources": pd.DataFrame({"step": ["a"]})}, "lacks peak_mb, seconds"),
         ({"suspects": pd.DataFrame({"id": ["?"], "score": [1.0], "given": [0]})}, "suspect ids"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         pictures(**options)
+
+
+@pytest.mark.parametrize("field", ["train", "queries", "scores"])
+def test_other_objects_are_refused(field):
+    parts = {"train": None, "queries": None, "scores": None, field: torch.zeros(2, 2)}
+    with pytest.raises(InputError, match=f"`{field}` must be"):
+        ReportCase("wrong", **parts)
 
 
 @pytest.mark.parametrize("cases", [[], ["digits"]])

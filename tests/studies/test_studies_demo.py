@@ -15,7 +15,9 @@ from whence.studies.demo import (
     DIGITS,
     NOISE,
     TEST_FRACTION,
+    Asked,
     accuracy,
+    diabetes_net,
     diabetes_part,
     digits_net,
     digits_part,
@@ -24,9 +26,16 @@ from whence.task import Task
 from whence.training import train
 
 SMALL_DIGITS = replace(
-    DIGITS, points=(1,), further=replace(DIGITS.further, epochs=1), left_out=12, seeds=2, n_queries=8
+    DIGITS,
+    points=(1,),
+    further=replace(DIGITS.further, epochs=1),
+    left_out=12,
+    seeds=2,
+    n_queries=8,
+    n_learning=20,
+    kept_sets=4,
 )
-SMALL_DIABETES = replace(DIABETES, points=(1, 5), further=replace(DIABETES.further, epochs=5), seeds=3)
+SMALL_DIABETES = replace(DIABETES, points=(1, 5), further=replace(DIABETES.further, epochs=5), seeds=3, kept_sets=16)
 
 
 @pytest.mark.parametrize("noise_seed", [0, 1, 2])
@@ -71,17 +80,48 @@ def test_a_second_demo_continues_from_the_first(diabetes):
     again = diabetes_part(out, plan=SMALL_DIABETES)
     assert before
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
-    assert again.summary == part.summary
+    timed = {"weights_seconds"}
+    assert {k: v for k, v in again.summary.items() if k not in timed} == {
+        k: v for k, v in part.summary.items() if k not in timed
+    }
+
+
+def test_linear_datamodeling_scores_tell_methods_from_chance(diabetes):
+    _, part = diabetes
+    summary = part.summary
+    assert summary["kept_sets"] == 16
+    value, low, high = summary["lds_of_methods"]["random"]
+    assert low < 0 < high
+    assert summary["lds_of_methods"]["horizon_ahead"][1] > value
+    assert list(summary["lds"]) == ["uniform", "rms", "learned"]
+    highest = summary["lds_ceiling_interval"][1]
+    assert all(limits[1] <= highest for limits in summary["lds_of_methods"].values())
+    gap = summary["lds"]["learned"][0] - summary["lds"]["uniform"][0]
+    assert summary["lds_differences"]["learned - uniform"][0] == pytest.approx(gap)
+
+
+def test_weights_are_learned_on_queries_used_for_nothing_else(diabetes):
+    _, part = diabetes
+    split = load("diabetes")
+    asked = Asked.of(Task.regression(diabetes_net()), split.train, split.test, SMALL_DIABETES)
+    assert asked.inputs.queries.ids == part.queries.ids
+    assert len(asked.learning) == part.weighing.n_learning == 48
+    assert not set(asked.learning.ids) & set(part.queries.ids)
 
 
 def test_digits_part_has_everything_the_report_shows(tmp_path):
     part = digits_part(tmp_path, plan=SMALL_DIGITS)
     assert part.scores.shape == (8, 1078)
-    assert set(part.summary["mislabel_auc"]) == {"self_influence", "loss"}
+    assert set(part.summary["mislabel_auc"]) == {"self_influence", "self_influence_learned", "loss"}
+    assert part.summary["weights_seconds"] < 60
     table = suspects_of(part)
     assert table is not None
     wrong = (table["given"] != table["true"]).to_numpy()
     assert wrong.sum() == round(NOISE * 1078)
     assert wrong[table["score"].argsort()[::-1][:20]].mean() > 0.5  # the worst suspects are mostly planted
-    assert case_of(part).title == DIGITS.title
+    case = case_of(part)
+    assert case.title == DIGITS.title
+    assert [weights.name for weights in case.weights] == ["rms", "learned"]
+    assert list(case.group_lds) == list(case.weights[0].groups.names)
+    assert "learned on 20 held-out queries" in " ".join(notes_of(part))
     assert any("AUC" in note for note in notes_of(part))

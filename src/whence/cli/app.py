@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
-from whence.cli.show import Lines, show_agree, show_demo, show_gold, show_score
+from whence.cli.show import Lines, show_agree, show_demo, show_evaluate, show_gold, show_report, show_score, show_weigh
 from whence.cli.source import check_source
 
 COMMON_OPTIONS = ("--quiet", "--progress", "--debug", "--help")
@@ -71,6 +71,42 @@ def agree(config: Config, /, *, out: Out = None) -> Lines:
     from whence.runs.agree import run_agree
 
     return show_agree(run_agree(config, out))
+
+
+@app.command(sort_key=5)
+def weigh(config: Config, /, *, out: Out = None, rebuild: Rebuild = False) -> Lines:
+    """Learn which parameter groups to believe, from held-out queries and without labels."""
+    check_source(config)
+    from whence.runs.weigh import run_weigh
+
+    return show_weigh(run_weigh(config, out, rebuild=rebuild))
+
+
+@app.command(sort_key=6)
+def evaluate(config: Config, /, *, out: Out = None, rebuild: Rebuild = False) -> Lines:
+    """Judge scores by training anew on parts of the data (LDS), and by the wrong labels they find."""
+    check_source(config)
+    from whence.runs.evaluate import run_evaluate
+
+    return show_evaluate(run_evaluate(config, out, rebuild=rebuild))
+
+
+@app.command(sort_key=7)
+def report(
+    config: Config,
+    /,
+    *,
+    out: Out = None,
+    method: Annotated[
+        list[str] | None,
+        Parameter(help="Method to show; may be repeated. Default: the one that agrees best with the gold standard."),
+    ] = None,
+) -> Lines:
+    """Write the report of a run from whatever its folder holds."""
+    check_source(config)
+    from whence.report.run import run_report
+
+    return show_report(run_report(config, out, methods=method or ()))
 
 
 @app.meta.default

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from whence.report.demo import DemoReport
-    from whence.runs import AgreeResult, GoldResult, ScoreResult
+    from whence.runs import AgreeResult, EvaluateResult, GoldResult, ScoreResult, WeighResult
 
 Lines = list[str]
 
@@ -48,6 +50,46 @@ def show_agree(result: AgreeResult) -> Lines:
         lines += ["", *_table(rows)]
     notes = [f"Note: {note}." for note in summary["notes"]]
     return [*lines, "", *notes, str(result.table_path), str(result.summary_path)]
+
+
+def show_weigh(result: WeighResult) -> Lines:
+    """The weights of each method's parameter groups."""
+    lines: Lines = []
+    for method, weightings in result.weights.items():
+        groups = next(iter(weightings.values())).groups
+        state = "weighed" if method in result.computed else "kept"
+        rows = [[f"{method} ({state})", "parameters", *weightings]]
+        for place, group in enumerate(groups.names):
+            figures = [f"{float(w.values[place]):.3f}" for w in weightings.values()]
+            rows.append([group, str(groups.sizes[place]), *figures])
+        lines += [*_table(rows), ""]
+    return [*lines, str(result.folder / "weights")]
+
+
+def show_evaluate(result: EvaluateResult) -> Lines:
+    """Linear datamodeling scores, their ceiling and differences, and how well wrong labels are found."""
+    summary = result.summary
+    lines = []
+    if "lds" in summary:
+        lines.append(
+            f"Linear datamodeling score: {summary['n_kept_sets']} kept sets x {summary['n_seeds']} seeds, "
+            f"{summary['n_query']} queries; {100 * summary['confidence']:g} % intervals."
+        )
+        rows = [[name, _interval(values)] for name, values in summary["lds"].items()]
+        lines += [*_table([*rows, ["ceiling", _interval(summary["lds_ceiling"])]]), ""]
+        if summary["lds_differences"]:
+            rows = [[name, _interval(values)] for name, values in summary["lds_differences"].items()]
+            lines += ["Paired differences.", *_table(rows), ""]
+    if "mislabel_auc" in summary:
+        rows = [[name, _interval(values)] for name, values in summary["mislabel_auc"].items()]
+        lines += ["Wrong labels found (AUC).", *_table(rows), ""]
+    lines += [f"Not judged: {part}, since {why}." for part, why in summary["skipped"].items()]
+    return [*lines, str(result.summary_path)]
+
+
+def show_report(path: Path) -> Lines:
+    """Where the page is."""
+    return [str(path)]
 
 
 def _interval(values: list[Any]) -> str:

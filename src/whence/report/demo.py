@@ -64,7 +64,20 @@ def case_of(part: Part) -> ReportCase:
         notes=notes_of(part),
         facts=facts_of(part),
         suspects=suspects_of(part),
+        weights=list(part.weighing.weights.values()),
+        group_lds=part.weighing.groups.to_dict(),
+        lds=part.weighing.scores.to_dict(),
+        lds_ceiling=part.weighing.ceiling,
+        lds_differences={f"{part.weighing.method}, {k}": v for k, v in part.weighing.differences().items()},
+        lds_note=lds_words(part),
+        command="whence demo",
     )
+
+
+def lds_words(part: Part) -> str:
+    """What the linear datamodeling scores were computed from."""
+    found = part.weighing.scores
+    return f"{found.n_sets} kept sets of half the data x {found.n_seeds} seeds, {part.plan.n_queries} queries"
 
 
 def notes_of(part: Part) -> list[str]:
@@ -78,15 +91,29 @@ def notes_of(part: Part) -> list[str]:
         f"each; with them {SHOWN} agrees by {value:.2f} (95 % interval {low:.2f} to {high:.2f}), and a perfect score "
         f"could reach about {summary['ceiling'][last]:.2f}.",
     ]
+    notes.append(weights_note(part))
     if "mislabel_auc" in summary:
         auc = summary["mislabel_auc"]
         as_good = auc["loss"][0] >= auc["self_influence"][1]
         verdict = ": on this data the loss is as good a detector." if as_good else "."
         notes.append(
             f"Planted wrong labels are found by self-influence with AUC {auc['self_influence'][0]:.3f}, by the loss "
-            f"alone with AUC {auc['loss'][0]:.3f}{verdict}"
+            f"alone with AUC {auc['loss'][0]:.3f}{verdict} With the learned weights self-influence has AUC "
+            f"{auc['self_influence_learned'][0]:.3f}."
         )
     return notes
+
+
+def weights_note(part: Part) -> str:
+    """What the learned weights did, whatever the sign."""
+    weighing = part.weighing
+    value, low, high = weighing.differences()["learned - uniform"]
+    verdict = "no clear change" if low <= 0 <= high else "a gain" if value > 0 else "a loss"
+    return (
+        f"Weights of {weighing.method} were learned on {weighing.n_learning} held-out queries in "
+        f"{weighing.seconds:.1f} s. Against uniform weights the linear datamodeling score changes by {value:+.2f} "
+        f"(95 % interval {low:+.2f} to {high:+.2f}): {verdict}."
+    )
 
 
 def facts_of(part: Part) -> dict[str, Any]:
@@ -130,12 +157,22 @@ def table_lines(parts: Iterable[Part]) -> list[str]:
             cells = (f"{v:.2f} ({low:.2f} to {high:.2f})" for v, low, high in (values[p] for p in points))
             lines.append("  " + method.ljust(18) + "".join(f"{cell:>22}" for cell in cells))
         lines.append("  " + "ceiling".ljust(18) + "".join(f"{part.ceiling[p]:>22.2f}" for p in points))
+        lines += lds_lines(part)
         if "mislabel_auc" in part.summary:
             auc = {name: values[0] for name, values in part.summary["mislabel_auc"].items()}
             lines.append(
                 f"  wrong labels found: AUC self-influence {auc['self_influence']:.3f}, loss {auc['loss']:.3f}"
             )
     return lines
+
+
+def lds_lines(part: Part) -> list[str]:
+    """Linear datamodeling scores of all methods, as text."""
+    rows = {**part.weighing.scores.to_dict(), "ceiling": list(part.weighing.ceiling)}
+    lines = [f"  linear datamodeling score, {lds_words(part)}"]
+    return lines + [
+        f"  {name.ljust(18)}{f'{v:.2f} ({low:.2f} to {high:.2f})':>22}" for name, (v, low, high) in rows.items()
+    ]
 
 
 def _recipe_words(recipe: Any) -> str:

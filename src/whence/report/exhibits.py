@@ -20,7 +20,9 @@ from whence.report.wording import aligned, number, short
 
 Mark = Literal["", "higher", "lower"]
 
-_LONGEST_SIDE: Final = 48  # pixels; larger pictures are averaged down, or a page of photographs would be megabytes
+LONGEST_SIDE: Final = 96  # pixels; larger pictures are averaged down, or a page of photographs would be megabytes
+TRAIN: Final = 0  # the two sides of `Exhibits`
+QUERY: Final = 1
 _SMALLEST_SIDE: Final = 4
 _WIDEST_TARGET: Final = 4  # numbers per example up to which a tensor may be a target
 _FEATURES_SHOWN: Final = 12
@@ -29,11 +31,15 @@ _FEATURES_MARKED: Final = 3
 
 @dataclass(frozen=True, eq=False)
 class FeatureRow:
-    """One feature of the query and of the examples beside it; a mark where it is among the most different ones."""
+    """One feature of the query and of the examples beside it; a mark where it is among the most different ones.
+
+    `values` are the numbers behind the texts: that of the query, then those of the examples.
+    """
 
     name: str
     query: str
     cells: tuple[tuple[str, Mark], ...]
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,30 +47,48 @@ class Exhibits:
     """How train examples and queries are shown, side by side and alike.
 
     The input is the first floating-point tensor of a batch (else the first tensor), the target the last other one with
-    at most four numbers per example.
+    at most four numbers per example. A side that is None has neither label nor picture nor features.
     """
 
-    train: Examples
-    queries: Examples
+    train: Examples | None
+    queries: Examples | None
     class_names: Sequence[str] | None
 
     @cached_property
-    def _inputs(self) -> tuple[Tensor, Tensor]:
-        return _parts(self.train)[0], _parts(self.queries)[0]
+    def _sides(self) -> tuple[tuple[Tensor | None, Tensor | None], ...]:
+        sides = (self.train, self.queries)
+        return tuple((None, None) if examples is None else _parts(examples) for examples in sides)
 
     @cached_property
-    def _targets(self) -> tuple[Tensor | None, Tensor | None]:
-        return _parts(self.train)[1], _parts(self.queries)[1]
+    def _inputs(self) -> tuple[Tensor | None, ...]:
+        return tuple(inputs for inputs, _ in self._sides)
+
+    @cached_property
+    def _targets(self) -> tuple[Tensor | None, ...]:
+        return tuple(targets for _, targets in self._sides)
+
+    @cached_property
+    def _known_inputs(self) -> list[Tensor]:
+        return [x for x in self._inputs if x is not None]
 
     @cached_property
     def are_pictures(self) -> bool:
-        """Whether both sides are (n, 1 or 3, h, w) with at least 4 x 4 pixels."""
-        return all(_is_picture(x) for x in self._inputs)
+        """Whether all sides there are are (n, 1 or 3, h, w) with at least 4 x 4 pixels."""
+        return bool(self._known_inputs) and all(_is_picture(x) for x in self._known_inputs)
+
+    @property
+    def are_photographs(self) -> bool:
+        """Whether they are pictures in color."""
+        return self.are_pictures and self._known_inputs[0].shape[1] == 3
+
+    def shows_picture(self, side: int) -> bool:
+        """Whether the examples of a side are pictures."""
+        return self.are_pictures and self._inputs[side] is not None
 
     @cached_property
     def has_classes(self) -> bool:
         """Whether the targets are classes: whole numbers, or anything that comes with class names."""
-        target = self._targets[0]
+        target = self._targets[TRAIN] if self.train is not None else self._targets[QUERY]
         return target is not None and (bool(self.class_names) or not target.is_floating_point())
 
     def label(self, side: int, index: int) -> str:
@@ -89,19 +113,20 @@ class Exhibits:
             return short(names[int(value)])
         return number(value) if isinstance(value, float) else short(value)
 
-    def picture(self, side: int, index: int) -> str:
-        """A PNG as a data address; empty where the examples are no pictures.
+    def picture(self, side: int, index: int, longest: int = LONGEST_SIDE) -> str:
+        """A PNG as a data address, no side longer than `longest` pixels; empty where the examples are no pictures.
 
         Black and white are 0 and 1 where all pixels lie between, else the lowest and the highest pixel of all.
         """
-        if not self.are_pictures:
+        inputs = self._inputs[side]
+        if inputs is None or not self.are_pictures:
             return ""
         low, high = self._range
-        image = self._inputs[side][index].detach().float().cpu()
+        image = inputs[index].detach().float().cpu()
         image = ((image - low) / (high - low)).clamp(0, 1)
-        longest = max(image.shape[1:])
-        if longest > _LONGEST_SIDE:
-            size = [max(1, round(side * _LONGEST_SIDE / longest)) for side in image.shape[1:]]
+        found = max(image.shape[1:])
+        if found > longest:
+            size = [max(1, round(side * longest / found)) for side in image.shape[1:]]
             image = F.interpolate(image[None], size=size, mode="area")[0]
         pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         png = encode_png(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
@@ -109,17 +134,17 @@ class Exhibits:
 
     @cached_property
     def _range(self) -> tuple[float, float]:
-        low = min(float(x.min()) for x in self._inputs)
-        high = max(float(x.max()) for x in self._inputs)
+        low = min(float(x.min()) for x in self._known_inputs)
+        high = max(float(x.max()) for x in self._known_inputs)
         if low >= 0 and high <= 1:
             return 0.0, 1.0
         return low, high if high > low else low + 1
 
     def shown_features(self, query: int, neighbors: Sequence[int]) -> tuple[int, ...]:
         """Features worth a line: all where they are few, else those in which the neighbors differ most; in order."""
-        if self.are_pictures:
+        if self.are_pictures or self.train is None or self.queries is None:
             return ()
-        n = len(self._scale)
+        n = self.n_features
         if n <= _FEATURES_SHOWN or not neighbors:
             return tuple(range(min(n, _FEATURES_SHOWN)))
         strongest = self._differences(query, neighbors).abs().amax(0).argsort(descending=True, stable=True)
@@ -130,46 +155,66 @@ class Exhibits:
         if not features:
             return ()
         at = torch.tensor(list(features))
-        train, queries = self._features
         differences = self._differences(query, neighbors)[:, at]
         order = differences.abs().argsort(dim=1, descending=True, stable=True)[:, :_FEATURES_MARKED]
         marked = torch.zeros_like(differences, dtype=torch.bool).scatter_(1, order, True) & (differences != 0)
+        train, queries = self._features(TRAIN), self._features(QUERY)
         values = torch.cat([queries[query][at][None], train[list(neighbors)][:, at]]).double()
         rows = []
         for j, feature in enumerate(features):
-            texts = aligned(values[:, j].tolist(), float(self._scale[feature]))
+            numbers = values[:, j].tolist()
+            texts = aligned(numbers, float(self._scale[feature]))
             marks = [_mark(bool(m), float(d)) for m, d in zip(marked[:, j], differences[:, j], strict=True)]
             cells = tuple(zip(texts[1:], marks, strict=True))
-            rows.append(FeatureRow(self._feature_name(feature), texts[0], cells))
+            rows.append(FeatureRow(self._feature_name(feature), texts[0], cells, tuple(numbers)))
         return tuple(rows)
 
-    @property
+    def key_features(self, indices: Sequence[int]) -> list[str]:
+        """The three features in which each of these train examples lies furthest from the mean, in words."""
+        if self.are_pictures or self.train is None:
+            return [""] * len(indices)
+        values = self._features(TRAIN)[list(indices)].double()
+        away = (values - self._center) / self._scale
+        order = away.abs().argsort(dim=1, descending=True, stable=True)[:, :_FEATURES_MARKED]
+        return [
+            ", ".join(
+                f"{self._feature_name(j)} {aligned([float(row[j])], float(self._scale[j]))[0]}" for j in most.tolist()
+            )
+            for row, most in zip(values, order, strict=True)
+        ]
+
+    @cached_property
     def n_features(self) -> int:
-        """Features that train examples and queries share."""
-        return len(self._scale)
+        """Features that train examples and queries share; padded texts may differ in length."""
+        return min((x[0].numel() * (2 if x.is_complex() else 1) for x in self._known_inputs), default=0)
 
     def _feature_name(self, feature: int) -> str:
-        names = self.train.feature_names or self.queries.feature_names
+        known = [examples.feature_names for examples in (self.train, self.queries) if examples is not None]
+        names = next((names for names in known if names), None)
         return short(names[feature]) if names and len(names) == self.n_features else f"feature {feature}"
 
     @cached_property
-    def _features(self) -> tuple[Tensor, Tensor]:
-        train, queries = (_flat(x) for x in self._inputs)
-        shared = min(train.shape[1], queries.shape[1])  # padded texts may differ in length
-        return train[:, :shared], queries[:, :shared]
+    def _flattened(self) -> dict[int, Tensor]:
+        return {side: _flat(x)[:, : self.n_features] for side, x in enumerate(self._inputs) if x is not None}
+
+    def _features(self, side: int) -> Tensor:
+        """(n, n_features) of a side that is there."""
+        return self._flattened[side]
 
     @cached_property
     def _scale(self) -> Tensor:
         """Standard deviation of each feature among the train examples; 1 where it is constant."""
-        train = self._features[0]
-        wide = train if train.dtype == torch.float64 else train.float()
-        spread = wide.std(0, correction=0).double()
+        spread = _wide(self._features(TRAIN)).std(0, correction=0).double()
         return torch.where(spread > 0, spread, 1.0)
+
+    @cached_property
+    def _center(self) -> Tensor:
+        """Mean of each feature among the train examples."""
+        return _wide(self._features(TRAIN)).mean(0).double()
 
     def _differences(self, query: int, neighbors: Sequence[int]) -> Tensor:
         """(len(neighbors), n_features) example minus query, in standard deviations."""
-        train, queries = self._features
-        return (train[list(neighbors)].double() - queries[query].double()) / self._scale
+        return (self._features(TRAIN)[list(neighbors)].double() - self._features(QUERY)[query].double()) / self._scale
 
 
 def _parts(examples: Examples) -> tuple[Tensor, Tensor | None]:
@@ -189,6 +234,10 @@ def _is_picture(x: Tensor) -> bool:
 def _flat(x: Tensor) -> Tensor:
     real = torch.view_as_real(x) if x.is_complex() else x
     return real.detach().cpu().reshape(len(x), -1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _mark(is_marked: bool, difference: float) -> Mark:

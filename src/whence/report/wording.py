@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 MINUS: Final = "\N{MINUS SIGN}"  # screen readers skip a hyphen
 _LONGEST: Final = 160
+_NO_ISOLATES: Final = dict.fromkeys(range(0x2066, 0x206A))
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -80,6 +81,25 @@ def short(value: Any) -> str:
     """`plain`, cut where it is too long for a card; the end is kept, since ids often differ there only."""
     text = plain(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]}\N{HORIZONTAL ELLIPSIS}{text[-39:]}"
+
+
+def isolated(value: Any) -> str:
+    """`short` between invisible isolates: data inside a sentence, whose direction must not turn the rest around."""
+    return f"\u2068{short(value).translate(_NO_ISOLATES)}\u2069"
+
+
+def unique(texts: Iterable[str]) -> list[str]:
+    """The same texts, numbered where one repeats (long names that were cut may do so).
+
+    >>> unique(["a", "b", "a"])
+    ['a', 'b', 'a (2)']
+    """
+    seen: dict[str, int] = {}
+    result = []
+    for text in texts:
+        seen[text] = seen.get(text, 0) + 1
+        result.append(text if seen[text] == 1 else f"{text} ({seen[text]})")
+    return result
 
 
 def plural(count: int, noun: str) -> str:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from whence.data import Examples, random_kept_sets
-from whence.errors import DamagedShardError
+from whence.errors import DamagedShardError, StoreMismatchError
 from whence.evaluation import Lds, lds, mislabel_auc, reliability
 from whence.gold import reinitialized, retrain
 from whence.methods import self_influence
@@ -69,7 +69,8 @@ def run_evaluate(source: Source, out: Source | None = None, *, rebuild: bool = F
         StoreError: Scores are not there yet; the message names the command.
         ConfigError, StoreMismatchError, DamagedShardError: As for the other commands.
     Cost:
-        kept_sets x seeds trainings, stored and continued like the gold standard; see `lds`.
+        kept_sets x seeds trainings, stored and continued like the gold standard; see `lds`. Nothing where scores and
+        weights are the same as last time.
     """
     with opened(source, out) as folder:
         run = folder.run
@@ -77,12 +78,20 @@ def run_evaluate(source: Source, out: Source | None = None, *, rebuild: bool = F
         begun = folder.build()
         files = evaluation_files(run)
         settings = _settings(begun)
-        computed = not files.have(settings, rebuild=True)
+        computed = not _are_current(files, settings)
         if computed:
             summary, suspects = evaluate(begun, scores, rebuild=rebuild)
             files.write(settings, lambda dir: _write(dir, summary, suspects))
             folder.record("evaluate")
     return EvaluateResult(run.path, files.dir / SUMMARY, read_json(files.dir / SUMMARY), computed)
+
+
+def _are_current(files: ResultFiles, settings: Mapping[str, Any]) -> bool:
+    """Whether they are there, whole, for these scores and weights; others are judged anew, as `agree` does it."""
+    try:
+        return files.have(settings, rebuild=True)
+    except StoreMismatchError:
+        return False
 
 
 def evaluation_files(run: RunFolder) -> ResultFiles:

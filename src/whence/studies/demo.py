@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from whence.gradients import outputs_of
 from whence.methods import Inputs, attribute_with, self_influence
 from whence.progress import stage
 from whence.scores import Outcomes, ScoreMatrix
+from whence.studies.weighing import Retraining, Weighing, weigh
 from whence.task import Task, fingerprint
 from whence.training import Recipe, limited_threads, train
 
@@ -51,6 +52,9 @@ class Plan:
         left_out: How many train examples are left out, one at a time.
         seeds: Gold seeds.
         n_queries: How many test examples are asked about.
+        n_learning: From how many others weights of parameter groups are learned, at most.
+        kept_sets: On how many random halves of the train set the network is trained anew.
+        kept_seeds: How often on each.
     """
 
     title: str
@@ -60,6 +64,9 @@ class Plan:
     left_out: int
     seeds: int
     n_queries: int
+    n_learning: int
+    kept_sets: int = 32
+    kept_seeds: int = 2
 
 
 DIGITS = Plan(
@@ -70,6 +77,7 @@ DIGITS = Plan(
     left_out=40,
     seeds=3,
     n_queries=40,
+    n_learning=100,
 )
 DIABETES = Plan(
     title="Diabetes progression",
@@ -79,6 +87,7 @@ DIABETES = Plan(
     left_out=80,
     seeds=5,
     n_queries=40,
+    n_learning=48,
 )
 
 
@@ -93,6 +102,7 @@ class Part:
         scores: Of the method that is shown, at the last point.
         agreement: method -> point -> (value, low, high).
         ceiling: point -> what a perfect score could reach, given the noise of the gold standard.
+        weighing: Weights of parameter groups, and linear datamodeling scores.
         summary: The part of summary.json.
         suspicion: Self-influence of each train example, where labels were planted wrong.
         clean: The labels before that.
@@ -104,15 +114,16 @@ class Part:
     scores: ScoreMatrix
     agreement: Mapping[str, Mapping[int, tuple[float, float, float]]]
     ceiling: Mapping[int, float]
+    weighing: Weighing
     summary: dict[str, Any]
     suspicion: Tensor | None = None
     clean: Tensor | None = None
 
 
 def run_demo(out: str | Path) -> dict[str, Part]:
-    """Train, score, run a pilot gold standard and compare, on `digits` and on `diabetes`.
+    """Train, score, run a pilot gold standard and compare, learn weights and train anew, on `digits` and on `diabetes`.
 
-    Further training is kept under `out`, so that a second demo in the same folder is a matter of seconds.
+    All training is kept under `out`, so that a second demo in the same folder is a matter of seconds.
 
     Cost:
         About a minute on two cores.
@@ -145,13 +156,14 @@ def digits_part(out: Path, *, plan: Plan = DIGITS, noise_seed: int = 0) -> Part:
     noisy = plant_label_noise(split.train, fraction=NOISE, n_classes=10, seed=noise_seed)
     with stage("digits: training"):
         task = _trained(Task.classification(digits_net()), noisy.examples, plan)
-    queries = evenly(split.test, plan.n_queries)
-    part = _study(plan, task, noisy.examples, queries, out / "gold-digits")
+    part = _study(plan, Asked.of(task, noisy.examples, split.test, plan), digits_net, out, "digits")
     suspicion = self_influence(task, noisy.examples)
+    weighted = self_influence(task, noisy.examples, weights=part.weighing.weights["learned"])
     losses = task.loss(outputs_of(task, noisy.examples, dtype=torch.float64), noisy.examples.all())
     part.summary["accuracy"] = accuracy(task, split.test)
     part.summary["mislabel_auc"] = {
         "self_influence": _interval(mislabel_auc(suspicion, noisy.flipped)),
+        "self_influence_learned": _interval(mislabel_auc(weighted, noisy.flipped)),
         "loss": _interval(mislabel_auc(losses.detach(), noisy.flipped)),
     }
     return replace(part, suspicion=suspicion, clean=noisy.clean)
@@ -162,7 +174,7 @@ def diabetes_part(out: Path, *, plan: Plan = DIABETES) -> Part:
     split = load("diabetes")
     with stage("diabetes: training"):
         task = _trained(Task.regression(diabetes_net()), split.train, plan)
-    part = _study(plan, task, split.train, evenly(split.test, plan.n_queries), out / "gold-diabetes")
+    part = _study(plan, Asked.of(task, split.train, split.test, plan), diabetes_net, out, "diabetes")
     x, y = split.test.all()
     with torch.no_grad():
         part.summary["explained_variance"] = float(1 - (task.model(x) - y).var() / y.var())
@@ -174,9 +186,25 @@ def _trained(task: Task, examples: Examples, plan: Plan) -> Task:
         return train(task, examples, plan.original)
 
 
-def evenly(examples: Examples, n: int) -> Examples:
-    """`n` examples, evenly spaced: chosen without looking at them."""
-    return examples.subset([k * len(examples) // n for k in range(min(n, len(examples)))])
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A trained network, what it is asked about, and the queries that weights are learned from."""
+
+    inputs: Inputs
+    learning: Examples
+
+    @classmethod
+    def of(cls, task: Task, train_set: Examples, test: Examples, plan: Plan) -> Asked:
+        """Queries evenly spaced through the test set, chosen without looking; those to learn from among the others."""
+        chosen = evenly(len(test), plan.n_queries)
+        others = [k for k in range(len(test)) if k not in set(chosen)]
+        learning = [others[k] for k in evenly(len(others), plan.n_learning)]
+        return cls(Inputs(task, train_set, test.subset(chosen)), test.subset(learning))
+
+
+def evenly(n: int, count: int) -> list[int]:
+    """`count` positions among `n`, or all of them where they are fewer."""
+    return list(range(n)) if count >= n else [k * n // count for k in range(count)]
 
 
 def accuracy(task: Task, examples: Examples) -> float:
@@ -185,32 +213,52 @@ def accuracy(task: Task, examples: Examples) -> float:
     return float((outputs_of(task, examples).argmax(1) == labels).double().mean())
 
 
-def _study(plan: Plan, task: Task, train_set: Examples, queries: Examples, store: Path) -> Part:
+def _study(plan: Plan, asked: Asked, network: Callable[[int], nn.Module], out: Path, name: str) -> Part:
+    inputs = asked.inputs
+    model = fingerprint(inputs.task.model)[:12]  # further training of another model has another folder
     gold = further_train(
-        task,
-        train_set,
-        queries,
+        inputs.task,
+        inputs.train,
+        inputs.queries,
         plan.further,
         left_out=plan.left_out,
         seeds=plan.seeds,
         points=plan.points,
-        store_dir=store.with_name(f"{store.name}-{fingerprint(task.model)[:12]}"),
+        store_dir=out / f"gold-{name}-{model}",
     )
     outcomes = gold.outcomes("mean")
-    scores = _all_scores(plan, Inputs(task, train_set, queries))
+    scores = _all_scores(plan, inputs)
     found = _agreements(scores, outcomes)
     trust = reliability(outcomes, METRIC, n_bootstrap=200)
-    shown = scores[SHOWN]
-    assert isinstance(shown, dict)
+    retraining = Retraining(plan.original, lambda seed: network(seed).state_dict(), plan.kept_sets, plan.kept_seeds)
+    at_end = {method: one if isinstance(one, ScoreMatrix) else one[plan.points[-1]] for method, one in scores.items()}
+    weighing = weigh(inputs, asked.learning, retraining, at_end, out / f"retraining-{name}")
+    summary = _summary(plan, gold, found, trust.table["reliability"].tolist(), trust.ceiling())
     return Part(
         plan=plan,
-        train=train_set,
-        queries=queries,
-        scores=shown[plan.points[-1]],
+        train=inputs.train,
+        queries=inputs.queries,
+        scores=at_end[SHOWN],
         agreement=found,
         ceiling=trust.ceiling(),
-        summary=_summary(plan, gold, found, trust.table["reliability"].tolist(), trust.ceiling()),
+        weighing=weighing,
+        summary={**summary, **_weighing_summary(weighing)},
     )
+
+
+def _weighing_summary(weighing: Weighing) -> dict[str, Any]:
+    return {
+        "lds": weighing.of_weightings(),
+        "lds_of_methods": weighing.scores.to_dict(),
+        "lds_differences": weighing.differences(),
+        "lds_ceiling": weighing.ceiling[0],
+        "lds_ceiling_interval": list(weighing.ceiling[1:]),
+        "kept_sets": weighing.scores.n_sets,
+        "kept_seeds": weighing.scores.n_seeds,
+        "learning_queries": weighing.n_learning,
+        "weights": {name: own.by_name() for name, own in weighing.weights.items()},
+        "weights_seconds": weighing.seconds,
+    }
 
 
 def _all_scores(plan: Plan, inputs: Inputs) -> dict[str, ScoreMatrix | dict[int, ScoreMatrix]]:

@@ -107,13 +107,12 @@ class WeightProblem:
 
     def scores(self, weights: Tensor, queries: Tensor | None = None) -> Tensor:
         """(n_query, n_train) scores of raw weights (n_groups,), of all queries or those at some positions."""
-        values, means = self._of(queries)
-        return (values @ weights.to(values.dtype)).double() - (means @ weights)[:, None]
+        return _scores(*self._of(queries), weights)
 
     def top_means(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """(n_query, n_groups) a_q: mean scaled contribution of the k examples that scaled weights x rank first."""
-        values, means = self._of(queries)
-        top = self.scores(self.weights(x.detach()), queries).topk(self.k, dim=1).indices
+        values, means = self._of(queries)  # once: it copies where queries are chosen
+        top = _scores(values, means, self.weights(x.detach())).topk(self.k, dim=1).indices
         rows = values.gather(1, top[:, :, None].expand(-1, -1, values.shape[2]))
         return (rows.double().mean(1) - means) * self.scale
 
@@ -135,6 +134,10 @@ class WeightProblem:
         """Scaled weights, all alike: with "rms" these are the RMS weights."""
         alive = (self.scale > 0).double()
         return alive / alive.sum()
+
+
+def _scores(values: Tensor, means: Tensor, weights: Tensor) -> Tensor:
+    return (values @ weights.to(values.dtype)).double() - (means @ weights)[:, None]
 
 
 def norms(gram: Tensor, x: Tensor) -> Tensor:

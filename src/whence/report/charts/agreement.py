@@ -1,52 +1,39 @@
-"""Agreement against the amount of further training, as an inline picture that follows the colours of the page."""
+"""Agreement against the amount of further training."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import pandas as pd
 
-from whence.report.wording import short
+from whence.report.charts.style import INK, SHAPES, finite_or_nan, series_color, to_svg
+from whence.report.wording import short, unique
 
 Curve = Mapping[int, tuple[float, float, float]]  # value, low, high by amount
 
-_INK: Final = "currentColor"
-_N_COLORS: Final = 8  # `--series-0` to `--series-7` of the style sheet
-_SHAPES: Final = (
-    "circle",
-    "square",
-    "triangle-up",
-    "diamond",
-    "cross",
-    "triangle-down",
-    "triangle-left",
-    "triangle-right",
-)
-_WIDTH, _HEIGHT = 400, 230
+_WIDTH, _HEIGHT = 460, 260
 _CEILING: Final = "ceiling: perfect scores"
 
 
 def agreement_svg(curves: Mapping[str, Curve], ceiling: Curve | None, metric: str, point_unit: str) -> str:
     """One line per method with its band, and the ceiling dashed; empty where no value exists.
 
-    Colours are `currentColor` and variables of the page, so that one picture serves light and dark. The amounts are on
-    a logarithmic axis where they span more than a decade.
+    The amounts are on a logarithmic axis where they span more than a decade.
     """
     import altair as alt
 
-    series = {short(name): curve for name, curve in curves.items()}
+    series = dict(zip(unique(map(short, curves)), curves.values(), strict=True))
     if ceiling:
         series[_CEILING] = ceiling
     table = _table(series)
     if not bool(table["value"].notna().any()):
         return ""
     names = list(series)
-    colors = [_INK if name == _CEILING else f"var(--series-{k % _N_COLORS})" for k, name in enumerate(names)]
+    colors = [INK if name == _CEILING else series_color(k) for k, name in enumerate(names)]
     dashes = [[5, 4] if name == _CEILING else [1, 0] for name in names]
-    shapes = ["stroke" if name == _CEILING else _SHAPES[k % len(_SHAPES)] for k, name in enumerate(names)]
+    shapes = ["stroke" if name == _CEILING else SHAPES[k % len(SHAPES)] for k, name in enumerate(names)]
     legend = alt.Legend(orient="bottom", columns=2, labelLimit=_WIDTH // 2, symbolOpacity=1, title=None)
     color = alt.Color("series:N", scale=alt.Scale(domain=names, range=colors), legend=legend)
     dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=names, range=dashes), legend=legend)
@@ -60,10 +47,7 @@ def agreement_svg(curves: Mapping[str, Curve], ceiling: Curve | None, metric: st
         .mark_point(filled=True, size=40, opacity=1)
         .encode(y=alt.Y("value:Q", title=y_title), shape=shape)
     )
-    chart = alt.layer(band, line, dots).properties(width=_WIDTH, height=_HEIGHT, background="transparent")
-    svg = io.StringIO()
-    chart.configure(**_style()).save(svg, format="svg")
-    return svg.getvalue()
+    return to_svg(alt.layer(band, line, dots).properties(width=_WIDTH, height=_HEIGHT))
 
 
 def _table(series: Mapping[str, Curve]) -> pd.DataFrame:
@@ -71,7 +55,7 @@ def _table(series: Mapping[str, Curve]) -> pd.DataFrame:
     rows = []
     for name, curve in series.items():
         for amount, limits in curve.items():
-            value, low, high = (x if math.isfinite(x) else math.nan for x in limits)
+            value, low, high = finite_or_nan(limits)
             if name == _CEILING or math.isnan(low + high):
                 low = high = math.nan
             rows.append({"series": name, "amount": amount, "value": value, "low": low, "high": high})
@@ -86,10 +70,3 @@ def _x_axis(amounts: list[int], point_unit: str) -> Any:
     title = f"amount of further training ({short(point_unit)}{', logarithmic' if is_wide else ''})"
     axis = alt.Axis(values=amounts, title=title, format="d", grid=False, labelOverlap=True)
     return alt.X("amount:Q", scale=alt.Scale(type=kind, nice=False, zero=False, padding=12), axis=axis)
-
-
-def _style() -> dict[str, Any]:
-    """Vega's settings; its own names."""
-    text = {"labelFontSize": 12, "titleFontSize": 12, "labelColor": _INK, "titleColor": _INK, "titleFontWeight": 400}
-    lines = {"gridColor": _INK, "gridOpacity": 0.15, "domainColor": _INK, "tickColor": _INK, "titlePadding": 8}
-    return {"font": "sans-serif", "aria": False, "axis": text | lines, "legend": text, "view": {"stroke": None}}

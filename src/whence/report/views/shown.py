@@ -1,0 +1,83 @@
+"""A case on its way to the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from whence.report.album import NO_PICTURE, Album
+from whence.report.blocks import Block
+from whence.report.case import ReportCase
+from whence.report.exhibits import QUERY, TRAIN, Exhibits
+from whence.report.wording import plain, short
+from whence.scores import Id
+
+_SAID = ("scores", "agreement", "lds", "weights", "suspects", "resources")  # parts whose views are empty without them
+
+
+@dataclass(frozen=True)
+class Example:
+    """A train example as all views show it. `whole` is its id where `text` is cut or where it is a number."""
+
+    text: str
+    whole: Id | None = None
+    label: str = ""
+    picture: int = NO_PICTURE
+
+
+@dataclass(frozen=True)
+class View:
+    """A view made of blocks; `empty` says why there is nothing, and what makes it."""
+
+    blocks: tuple[Block, ...] = ()
+    empty: str = ""
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class Shown:
+    """What the views of one case share; `examples` are the train examples that at least one of them shows."""
+
+    case: ReportCase
+    album: Album
+    examples: list[Example] = field(default_factory=list)
+    _numbers: dict[Id, int] = field(default_factory=dict)
+
+    @cached_property
+    def exhibits(self) -> Exhibits:
+        """How the examples of this case look."""
+        return Exhibits(self.case.train, self.case.queries, self.case.class_names)
+
+    def train(self, id: Id) -> int:
+        """The number of a train example among those shown."""
+        if id not in self._numbers:
+            self._numbers[id] = len(self.examples)
+            self.examples.append(self._example(id, TRAIN))
+        return self._numbers[id]
+
+    def query(self, id: Id) -> Example:
+        """A query in the same form."""
+        return self._example(id, QUERY)
+
+    def _example(self, id: Id, side: int) -> Example:
+        text = short(id)
+        whole = None if text == id else id
+        examples = self.case.queries if side == QUERY else self.case.train
+        if examples is None:
+            return Example(text, whole)
+        index = examples.index_of(id)
+        return Example(text, whole, self.exhibits.label(side, index), self.album.picture(self.exhibits, side, index))
+
+    def missing(self, parts: Sequence[str]) -> tuple[str, ...]:
+        """What the case says about these parts, but for those that are not there at all: `needs` says it of them."""
+        said = [part for part in _SAID if not self._has(part)]
+        return tuple(plain(text) for part, text in self.case.missing.items() if part in parts and part not in said)
+
+    def _has(self, part: str) -> bool:
+        value = getattr(self.case, part)
+        return value is not None and (part == "scores" or len(value) > 0)
+
+    def needs(self, part: str, otherwise: str) -> str:
+        """Why a view is empty: the sentence of the case, or what makes the part."""
+        return plain(self.case.missing[part]) if part in self.case.missing else otherwise
