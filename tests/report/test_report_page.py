@@ -368,7 +368,7 @@ def test_agreement_is_a_chart_and_the_same_numbers(tmp_path):
 
 
 def test_missing_agreement_is_said(tmp_path):
-    html, data = write(tmp_path / "report.html", pictures())
+    _html, data = write(tmp_path / "report.html", pictures())
     said = texts_of(view(data, "trust"))
     assert "Not computed for this case: nothing here says how far these scores can be trusted." in said
     assert not blocks(data, "trust", "chart")
@@ -387,7 +387,7 @@ def test_lds_is_a_chart_with_its_ceiling_and_the_same_numbers(tmp_path):
     assert rows[1][1] == {"text": "0.40", "value": [0.4, 0.35, 0.45], "quiet": "0.35 to 0.45"}
     assert rows[2][1]["text"] == "not defined"
     _, differences = the_table(data, "trust", "lds-differences")
-    assert differences[0][0]["text"] == "learned − uniform"
+    assert differences[0][0]["text"] == "learned \N{MINUS SIGN} uniform"
     assert "32 kept sets of half the data x 2 seeds" in texts_of(view(data, "trust"))
     assert len(blocks(data, "trust", "chart")) == 3  # agreement, scores, differences
 

@@ -53,7 +53,9 @@ def test_other_settings_are_refused_with_what_depends_on_them(tmp_path):
     assert "recipe" not in message
     assert "no longer match: gold, agreement, report." in message
     assert "another folder" in message
-    with pytest.raises(StoreMismatchError, match="match: gold, scores, agreement, weights, retraining, evaluation, report"):
+    with pytest.raises(
+        StoreMismatchError, match="match: gold, scores, agreement, weights, retraining, evaluation, report"
+    ):
         RunFolder.open(tmp_path, changed("recipe", lr=0.1))
     with pytest.raises(StoreMismatchError, match="match: scores, agreement, evaluation, report"):
         RunFolder.open(tmp_path, changed("score", top=3))

@@ -211,8 +211,8 @@ function queriesView(view) {
   ]);
   const count = status();
   const list = virtualList("Queries", queryRow, (query) => go({ query: query.key }));
-  const detail = el("div", { class: "detail" });
   const controls = entryControls(() => exportedEntries(view));
+  const detail = el("div", { class: "detail" }, controls.node);
   const hints = view.hints.length ? [el("details", { class: "hints quiet" }, el("summary", {}, "What the marks mean"),
     ...view.hints.map((hint) => el("p", {}, hint)))] : [];
   const update = () => {
@@ -221,7 +221,10 @@ function queriesView(view) {
     [find, order, ...controls.parts].forEach((part) => part.sync());
     count.textContent = `${listed.length} of ${plural(view.queries.length, "query", "queries")}`;
     list.show(listed, listed.indexOf(query));
-    detail.replaceChildren(queryHead(query, listed), controls.node, ...query.sides.map((side) => sideNode(query, side)));
+    // The controls stay in the page: a filter that is taken out and put back loses its focus at every letter.
+    [...detail.children].filter((node) => node !== controls.node).forEach((node) => node.remove());
+    controls.node.before(queryHead(query, listed));
+    controls.node.after(...query.sides.map((side) => sideNode(query, side)));
     controls.say(query);
   };
   const step = (by) => {

@@ -1,0 +1,276 @@
+"""The page in headless Chromium: keys, addresses, exports, themes, sizes, hostile texts; and no request leaves it."""
+
+import csv
+import json
+import shutil
+import time
+
+import pandas as pd
+import pytest
+import torch
+from report_cases import HOSTILE, full, pictures, table
+
+from whence.data import Examples
+from whence.report import ReportCase, write_report
+from whence.scores import ScoreMatrix
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Visit:
+    """An open page, with everything it said and asked for."""
+
+    def __init__(self, browser, path, fragment="", **options):
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        self.page = self.context.new_page()
+        self.said, self.asked = [], []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.address = path.resolve().as_uri()
+        self.page.goto(self.address + fragment)
+        self.page.wait_for_selector("html[data-ready=true]")
+
+    def text(self, selector="body"):
+        return self.page.inner_text(selector)
+
+    def view(self):
+        return self.page.get_attribute("[role=tab][aria-selected=true]", "data-view")
+
+    def query(self):
+        return self.text(".query-head h2")
+
+    def download(self, act):
+        with self.page.expect_download() as found:
+            act()
+        return found.value.path().read_text("utf-8")
+
+    def close(self):
+        """Nothing went wrong and nothing was loaded but the file, its pictures and its own downloads."""
+        assert self.said == []
+        assert all(url.startswith((self.address, "data:", "blob:")) for url in self.asked)
+        self.context.close()
+
+
+@pytest.fixture
+def visit(browser):
+    opened = []
+
+    def open_page(path, fragment="", **options):
+        opened.append(Visit(browser, path, fragment, **options))
+        return opened[-1]
+
+    yield open_page
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_report(tmp_path_factory.mktemp("page") / "report.html", [full(pictures), full(table)])
+
+
+def test_every_view_opens_without_an_error_or_a_request(path, visit):
+    page = visit(path)
+    for case in (1, 2):
+        for view in ("queries", "trust", "groups", "labels", "concentration", "run"):
+            page.page.goto(f"{page.address}#case={case}&view={view}")
+            page.page.wait_for_function(
+                "name => document.querySelector('[role=tab][aria-selected=true]').dataset.view === name", arg=view
+            )
+            assert len(page.text("#panel")) > 40
+            assert "positive the example supports the query" in " ".join(page.text("#banner").split())
+
+
+def test_every_key_works(path, visit):
+    page = visit(path)
+    press = page.page.keyboard.press
+    assert page.query() == "Query q-0"
+    press("j")
+    assert page.query() == "Query q-1"
+    press("k")
+    assert page.query() == "Query q-0"
+    for key, view in zip("234561", ["trust", "groups", "labels", "concentration", "run", "queries"], strict=True):
+        press(key)
+        assert page.view() == view
+    press("/")
+    assert page.page.evaluate("document.activeElement.getAttribute('aria-label')") == "Filter train examples"
+    page.page.keyboard.type("t-1j")
+    assert page.query() == "Query q-0"  # keys are letters where one types
+    press("Escape")
+    assert page.page.evaluate("document.activeElement === document.body")
+    themes = []
+    for _ in range(3):
+        press("t")
+        themes.append(page.page.get_attribute("html", "data-theme"))
+    assert themes == ["light", "dark", "auto"]
+    press("?")
+    assert page.page.is_visible("dialog#help")
+    press("j")
+    press("Escape")
+    assert not page.page.is_visible("dialog#help")
+    assert page.query() == "Query q-0"
+    assert page.download(lambda: press("e")).startswith("query,side,rank,train,")
+
+
+def test_an_address_restores_what_was_seen(path, visit):
+    page = visit(path)
+    page.page.keyboard.press("j")
+    page.page.fill("input[aria-label='Filter train examples']", "t-1")
+    page.page.select_option(".controls select", "id")
+    seen = page.text(".detail")
+    again = visit(path, page.page.evaluate("location.hash"))
+    assert again.text(".detail") == seen
+    assert again.page.input_value("input[aria-label='Filter train examples']") == "t-1"
+    assert all("t-1" in text for text in again.page.locator(".tiles .id").all_inner_texts())
+    page.page.keyboard.press("2")
+    page.page.go_back()
+    page.page.wait_for_function("document.querySelector('[role=tab][aria-selected=true]').dataset.view === 'queries'")
+    assert page.query() == "Query q-1"
+
+
+@pytest.mark.parametrize("case", [1, 2])
+def test_an_export_holds_the_rows_shown(path, visit, case):
+    page = visit(path, f"#case={case}&filter=1&sort=id")
+    shown = page.page.locator(".side .id").all_inner_texts()
+    shown = [text for text in shown if text != page.query().removeprefix("Query ")] if case == 2 else shown
+    rows = list(csv.DictReader(page.download(lambda: page.page.click("[data-export=csv]")).splitlines()))
+    entries = json.loads(page.download(lambda: page.page.click("[data-export=json]")))
+    assert [row["train"] for row in rows] == shown
+    assert [str(entry["train"]) for entry in entries] == shown
+    assert 0 < len(shown) < 20
+    chips = [float(text.replace("\N{MINUS SIGN}", "-")) for text in page.page.locator(".side .score").all_inner_texts()]
+    assert [float(row["score"]) for row in rows] == pytest.approx(chips, rel=5e-3)
+    assert [entry["score"] for entry in entries] == [float(row["score"]) for row in rows]  # all digits in both
+
+
+def test_a_table_sorts_and_its_export_follows(path, visit):
+    page = visit(path, "#view=trust")
+    lds = page.page.locator("table[data-table=lds]")
+    lds.locator("thead button").nth(1).click()
+    first = lds.locator("tbody tr").first.inner_text()
+    assert first.startswith("ceiling")
+    block = page.page.locator(".block", has=page.page.locator("table[data-table=lds]"))
+    exported = page.download(lambda: block.locator("[data-export=csv]").click()).splitlines()
+    assert len(exported) == 1 + lds.locator("tbody tr").count()
+    assert exported[1].startswith("ceiling")
+
+
+def test_the_slider_counts_what_is_selected(path, visit):
+    page = visit(path, "#view=labels&cut=1")
+    assert "1 of 3 labels selected" in page.text(".verdict")
+    assert (
+        "1 of 1 with known truth are wrong (precision 1.00). 1 of the 1 wrong ones are found (recall 1.00)."
+        in page.text(".verdict")
+    )
+    page.page.locator("input[type=range]").fill("3")
+    assert "1 of 3 with known truth are wrong (precision 0.33)" in page.text(".verdict")
+    rows = list(csv.DictReader(page.download(lambda: page.page.keyboard.press("e")).splitlines()))
+    assert [next(v for v in row.values() if v.startswith("t-")) for row in rows] == ["t-1", "t-2", "t-0"]
+    assert "cut=3" in page.page.evaluate("location.hash")
+
+
+def test_both_themes_and_the_choice_over_the_system(path, visit):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light, dark = (visit(path, color_scheme=scheme) for scheme in ("light", "dark"))
+    bright, dim = light.page.evaluate(ground), dark.page.evaluate(ground)
+    assert bright != dim
+    dark.page.keyboard.press("t")
+    assert dark.page.evaluate(ground) == bright
+    light.page.keyboard.press("t")
+    light.page.keyboard.press("t")
+    assert light.page.evaluate(ground) == dim
+
+
+@pytest.mark.parametrize("case", [1, 2])
+def test_a_phone_shows_every_view_without_scrolling_sideways(path, visit, case):
+    page = visit(path, viewport={"width": 390, "height": 844})
+    for view in ("queries", "trust", "groups", "labels", "concentration", "run"):
+        page.page.goto(f"{page.address}#case={case}&view={view}")
+        page.page.wait_for_function(
+            "name => document.querySelector('[role=tab][aria-selected=true]').dataset.view === name", arg=view
+        )
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= 390, view
+
+
+def large(shape, n_train=2000, n_query=200):
+    generator = torch.Generator().manual_seed(0)
+
+    def examples(n):
+        return Examples((torch.rand(n, *shape, generator=generator), torch.randint(0, 9, (n,), generator=generator)))
+
+    train, queries = examples(n_train), examples(n_query)
+    scores = ScoreMatrix(torch.randn(n_query, n_train, generator=generator), queries.ids, train.ids)
+    suspects = pd.DataFrame({"id": train.ids, "score": range(n_train), "given": train.all()[1].tolist()})
+    return ReportCase("large", train, queries, scores, suspects=suspects)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 96, 96), (90,)], ids=["digits", "photographs", "table"])
+def test_2000_by_200_open_in_3_seconds_and_stay_below_10_mb(tmp_path, visit, shape):
+    page_path = write_report(tmp_path / "report.html", large(shape))
+    assert page_path.stat().st_size < 10e6
+    started = time.perf_counter()
+    page = visit(page_path)
+    assert time.perf_counter() - started < 3.0
+    assert page.page.locator("*").count() < 3000  # only what is visible is in the page
+    page.page.keyboard.press("4")
+    assert "2000 labels" in page.text("#panel")
+
+
+def test_hostile_texts_are_texts(tmp_path, visit):
+    names = {"class_names": [HOSTILE, "שלום", "x" * 5000], "feature_names": [HOSTILE, "\u202eabc"]}
+    train = Examples(
+        (torch.rand(3, 2), torch.arange(3)), ids=[HOSTILE, "\x00\u202e", "y" * 5000], name=HOSTILE, **names
+    )
+    queries = Examples((torch.rand(3, 2), torch.arange(3)), ids=[HOSTILE + "q", "ש", "z"], **names)
+    scores = ScoreMatrix(torch.eye(3) - 0.5, queries.ids, train.ids, unit=HOSTILE, method=HOSTILE)
+    nan = float("nan")
+    case = ReportCase(
+        HOSTILE,
+        train,
+        queries,
+        scores,
+        agreement={HOSTILE: {1: (nan, nan, nan), 2: (0.5, 0.4, 0.6)}},
+        lds={HOSTILE: (nan, nan, nan)},
+        notes=["<img src=x onerror=alert(1)>", "\ud800"],
+        facts={HOSTILE: HOSTILE},
+        missing={HOSTILE: HOSTILE},
+        suspects=pd.DataFrame({"id": [HOSTILE], "score": [nan], "given": [HOSTILE], "true": [nan]}),
+    )
+    page = visit(write_report(tmp_path / "report.html", case, title=HOSTILE), viewport={"width": 390, "height": 844})
+    for key in "123456":
+        page.page.keyboard.press(key)
+        assert page.page.locator("script").count() == 2  # the page's own: its data and its program
+        assert page.page.locator("img[src=x]").count() == 0
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert HOSTILE in page.text("h1")
+
+
+def test_a_page_with_nothing_says_what_would_make_it(tmp_path, visit):
+    case = ReportCase(
+        "empty", None, None, None, missing={"scores": "The scores are damaged: run `whence score` again."}
+    )
+    page = visit(write_report(tmp_path / "report.html", case))
+    assert "The scores are damaged: run whence score again." in page.text("#missing")
+    for key, command in zip("1235", ["whence score", "whence agree", "whence weigh", "whence score"], strict=True):
+        page.page.keyboard.press(key)
+        assert command in page.text("#panel")
+
+
+def test_ids_alone_are_shown_where_examples_are_gone(tmp_path, visit):
+    case = pictures()
+    page = visit(write_report(tmp_path / "report.html", ReportCase("ids", None, None, case.scores)))
+    assert page.query() == "Query q-0"
+    assert "t-" in page.text(".detail")
+    assert page.page.locator("img").count() == 0
