@@ -134,7 +134,9 @@ def test_an_address_restores_what_was_seen(path, visit):
     assert again.text(".detail") == seen
     assert again.page.input_value("input[aria-label='Filter train examples']") == "t-1"
     assert all("t-1" in text for text in again.page.locator(".tiles .id").all_inner_texts())
+    page.page.keyboard.press("Escape")  # out of the select, where keys choose
     page.page.keyboard.press("2")
+    assert page.view() == "trust"
     page.page.go_back()
     page.page.wait_for_function("document.querySelector('[role=tab][aria-selected=true]').dataset.view === 'queries'")
     assert page.query() == "Query q-1"
