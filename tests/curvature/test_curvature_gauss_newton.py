@@ -299,7 +299,9 @@ def test_a_long_horizon_is_the_pseudo_inverse_and_lr_times_steps_on_flat_directi
     curvature = fitted("mse, rank-deficient", form)
     flat = lr * n_steps * (rows - rows @ inside)
     found = curvature.form.solve(Horizon(Steps.of(lr, n_steps)), rows)
-    assert_same(found, rows @ pseudo + flat, TOLERANCE[form])
+    # A flat eigenvalue comes out as eps |C| instead of 0, and T steps at about lr = 1 / |C| see T times that.
+    rounding = 10 * n_steps * torch.finfo(torch.float64).eps
+    assert_same(found, rows @ pseudo + flat, max(TOLERANCE[form], rounding))
     # The flat part is a million times the larger: look at the rest on rows without one. By f(0) I - C h(C), as the dual
     # form has it, what is left is a difference of terms lr T = 700,000 times its size.
     within = rows @ inside
