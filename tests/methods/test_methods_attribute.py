@@ -18,7 +18,7 @@ from whence.task import Task, fingerprint
 F64 = torch.float64
 # Sums in another order, through an eigen-decomposition or 1e-10 of conjugate gradients.
 REORDERED = 1e-8
-UNITS = {"influence_gn", "influence_hessian", "influence_cg", "horizon", "horizon_ahead"}
+UNITS = {"influence_gn", "influence_hessian", "influence_cg", "horizon", "horizon_ahead", "unrolled"}
 RANKS_ONLY = {"grad_dot", "grad_cos", "embedding_cosine", "random"}
 RECIPE = Recipe(lr=0.05, batch_size=5, epochs=4)
 OPTIONS = {
@@ -26,6 +26,7 @@ OPTIONS = {
     "influence_cg": {"tolerance": 1e-10},
     "horizon": {"recipe": RECIPE},
     "horizon_ahead": {"recipe": RECIPE},
+    "unrolled": {"recipe": Recipe(lr=0.05, batch_size=100, epochs=4)},  # one batch: no order of the data
 }
 
 
@@ -213,7 +214,7 @@ def test_a_repeated_example_scores_like_its_twin(method, classification):
 # --- streaming and sharing --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"horizon", "horizon_ahead"}))
+@pytest.mark.parametrize("method", [name for name, preset in METHODS.items() if not preset.by_amount])
 def test_top_k_of_the_block_stream_is_that_of_the_matrix(method, classification, monkeypatch):
     problem = classification(hidden=4, n_train=20)
     monkeypatch.setattr("whence.gradients.rows.chunk_size", lambda *_: 3)

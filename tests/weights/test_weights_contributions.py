@@ -40,6 +40,7 @@ CASES = {
     "horizon": ("horizon", {"recipe": RECIPE}),
     "ahead, exact": ("horizon_ahead", {"recipe": RECIPE, "look_ahead": "exact"}),
     "ahead, both shifts": ("horizon_ahead", {"recipe": RECIPE, "look_ahead": "both_shifts"}),
+    "unrolled": ("unrolled", {"recipe": RECIPE}),
 }
 NOT_LINEAR = ("grad_cos", "embedding_cosine", "random")
 EVERY_CASE = pytest.mark.parametrize("case", CASES)

@@ -68,6 +68,10 @@ class Inputs:
         """Query side with the slope of the measure taken at other `outputs` (n_query, ...), such as predicted ones."""
         return self._mapped(measure_gradients(self.task, self.queries, outputs=outputs, dtype=dtype))
 
+    def query_gradients_of(self, task: Task, dtype: torch.dtype | None = None) -> Tensor:
+        """Query side of the same measure on other parameters, those of `task`'s model."""
+        return self._mapped(measure_gradients(task, self.queries, dtype=dtype))
+
     def gauss_newton(self, form: str = "auto") -> GaussNewton:
         """The Gauss-Newton curvature of the train set."""
         if form not in self._curvatures:

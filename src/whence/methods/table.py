@@ -12,6 +12,7 @@ from whence.methods.influence_gn import INFLUENCE_GN
 from whence.methods.influence_hessian import INFLUENCE_HESSIAN
 from whence.methods.preset import Preset
 from whence.methods.random import RANDOM
+from whence.methods.unrolled import UNROLLED
 
 METHODS: dict[str, Preset] = {
     preset.name: preset
@@ -23,6 +24,7 @@ METHODS: dict[str, Preset] = {
         INFLUENCE_CG,
         HORIZON,
         HORIZON_AHEAD,
+        UNROLLED,
         EMBEDDING_COSINE,
         RANDOM,
     )
