@@ -24,6 +24,7 @@ from whence.runs.machine import machine
 from whence.task import fingerprint
 
 Scores = ScoreMatrix | dict[int, ScoreMatrix]
+TRAJECTORIES = (1000, 1001)  # seeds of the runs that `unrolled` follows; none of the gold standard's
 
 
 def methods_of(setting: Setting, points: tuple[int, ...]) -> dict[str, Callable[[Inputs], Scores]]:
@@ -36,6 +37,7 @@ def methods_of(setting: Setting, points: tuple[int, ...]) -> dict[str, Callable[
         "horizon": lambda i: attribute_with(i, "horizon", **trained),
         "horizon_ahead": lambda i: attribute_with(i, "horizon_ahead", **trained),
         "horizon_ahead_both_shifts": lambda i: attribute_with(i, "horizon_ahead", look_ahead="both_shifts", **trained),
+        "unrolled": lambda i: attribute_with(i, "unrolled", seeds=TRAJECTORIES, **trained),
         "embedding_cosine": lambda i: attribute_with(i, "embedding_cosine"),
         "random": lambda i: attribute_with(i, "random"),
     }

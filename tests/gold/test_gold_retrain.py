@@ -181,6 +181,12 @@ def retrained(measures, kept, orientation=1):
     )
 
 
+def test_a_run_that_kept_everything_has_no_outcome():
+    measures = torch.zeros(1, 1, 2, 1, dtype=torch.float64)
+    with pytest.raises(InputError, match="Kept set 1 is the whole train set"):
+        retrained(measures, [[True, False], [True, True]]).outcomes()
+
+
 @pytest.mark.parametrize("orientation", [1, -1])
 def test_outcomes_by_hand(orientation):
     measures = torch.tensor([[[[1.0, 5.0], [2.0, -1.0], [6.0, 2.0]]]], dtype=torch.float64)  # 3 sets, 2 queries

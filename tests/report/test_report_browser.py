@@ -204,6 +204,9 @@ def test_a_phone_shows_every_view_without_scrolling_sideways(path, visit, case):
             "name => document.querySelector('[role=tab][aria-selected=true]').dataset.view === name", arg=view
         )
         assert page.page.evaluate("document.documentElement.scrollWidth") <= 390, view
+        tab = page.page.locator("[role=tab][aria-selected=true]").bounding_box()
+        assert tab["x"] >= 0, view
+        assert tab["x"] + tab["width"] <= 390, view
 
 
 def large(shape, n_train=2000, n_query=200):

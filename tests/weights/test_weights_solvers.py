@@ -504,3 +504,11 @@ def test_weight_decay_pulls_to_equal_scaled_weights():
     rms = learned(values, "rms", k=5)
     spread = [float((weights / rms / (weights / rms).sum()).std()) for weights in (free, held)]
     assert spread[1] < 0.5 * spread[0]
+
+
+def test_held_out_queries_without_contributions_have_no_loss():
+    values = normal(10, 20, 3, seed=1)
+    values[::5] = 0
+    facts = learn_weights(found_of(values), holdout=0.2).facts
+    assert facts["held_out"] == {"n": 2, "loss": None}
+    assert facts["queries"]["n"] == 8

@@ -59,7 +59,15 @@ class Retrained:
 
         Returns:
             Effects (n_seeds, n_points, n_query, n_sets).
+        Raises:
+            InputError: A run kept everything: it left nothing out whose scores could be summed.
         """
+        if bool(self.kept.all(1).any()):
+            at = int(self.kept.all(1).nonzero()[0])
+            raise InputError(
+                f"Kept set {at} is the whole train set of {self.kept.shape[1]}: it leaves nothing out, so scores "
+                "predict nothing about it. Retrain on sets that lack something, for instance `random_kept_sets`."
+            )
         measures = self.measures.transpose(2, 3)
         return Outcomes(
             effects=self.orientation * (measures - measures.mean(-1, keepdim=True)),

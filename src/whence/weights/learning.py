@@ -69,11 +69,7 @@ def learn_weights(
         **settings,
         "seconds": round(seconds, 4),
         "queries": _losses(problem, problem, weights),
-        **(
-            {}
-            if held_out is None
-            else {"held_out": _losses(WeightProblem(held_out.values, **settings), problem, weights)}
-        ),
+        **({} if held_out is None else {"held_out": _held_out_losses(held_out, settings, problem, weights)}),
         "max_over_min": weights.ratio if math.isfinite(weights.ratio) else None,
         "entropy": weights.entropy,
         **solution.facts,
@@ -104,6 +100,17 @@ def _losses(problem: WeightProblem, learned_from: WeightProblem, weights: GroupW
     found = {"uniform": uniform(problem), "rms": rms(learned_from)}
     losses = {name: problem.loss(solution.weights) for name, solution in found.items()}
     return {"n": problem.shape[0], "loss": {**losses, "weights": problem.loss(weights.values)}}
+
+
+def _held_out_losses(
+    held_out: Contributions, settings: dict[str, Any], learned_from: WeightProblem, weights: GroupWeights
+) -> dict[str, Any]:
+    """As `_losses`; no losses where nothing contributes to the queries held out."""
+    try:
+        problem = WeightProblem(held_out.values, **settings)
+    except InputError:  # the settings passed for the queries learned from: nothing contributes to these
+        return {"n": len(held_out.query_ids), "loss": None}
+    return _losses(problem, learned_from, weights)
 
 
 def _check_options(solver: str, options: dict[str, Any]) -> None:

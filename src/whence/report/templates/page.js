@@ -609,8 +609,15 @@ function build() {
     tab.setAttribute("aria-selected", String(isCurrent));
     tab.tabIndex = isCurrent ? 0 : -1;
     tab.classList.toggle("nothing", Boolean(section().views[tab.dataset.view].empty));
+    if (isCurrent) showTab(tab);
   }
   [...byId("cases").children].forEach((button, k) => button.setAttribute("aria-current", String(k === state.case - 1)));
+}
+
+/** On a phone the tabs are a strip that scrolls sideways; `scrollIntoView` would move the page as well. */
+function showTab(tab) {
+  const strip = byId("tabs"), [inner, outer] = [tab, strip].map((node) => node.getBoundingClientRect());
+  strip.scrollLeft += inner.left + inner.width / 2 - outer.left - outer.width / 2;
 }
 
 function render() {
