@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from whence.data import Examples, random_kept_sets
-from whence.errors import DataError, InputError, StoreMismatchError
+from whence.errors import InputError, StoreMismatchError
 from whence.evaluation import lds, reliability
 from whence.gold import Retrained, retrain
 from whence.scores import ScoreMatrix
@@ -249,8 +249,3 @@ def test_seeds_that_agree_have_a_ceiling_of_one():
     kept = (torch.arange(6)[:, None] % 3 != torch.arange(3)).tolist()
     both = retrained(measures.expand(2, -1, -1, -1), kept).outcomes()
     assert_close(reliability(both, "spearman", n_bootstrap=10).ceiling(), {1: 1.0})
-
-
-def test_a_run_on_everything_lacks_nothing_to_be_scored():
-    with pytest.raises(DataError, match="At least one left-out id is needed"):
-        retrained(torch.zeros(1, 1, 2, 1, dtype=torch.float64), [[True, True], [True, False]]).outcomes()
