@@ -19,14 +19,17 @@ F64 = torch.float64
 # Sums in another order, through an eigen-decomposition or 1e-10 of conjugate gradients.
 REORDERED = 1e-8
 UNITS = {"influence_gn", "influence_hessian", "influence_cg", "horizon", "horizon_ahead", "unrolled"}
-RANKS_ONLY = {"grad_dot", "grad_cos", "embedding_cosine", "random"}
+RANKS_ONLY = {"grad_dot", "grad_cos", "embedding_cosine", "random", "trak", "tracin", "representer"}
 RECIPE = Recipe(lr=0.05, batch_size=5, epochs=4)
+CHECKPOINT = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double().state_dict()
 OPTIONS = {
     "influence_hessian": {"damping": Damping.absolute(2.0)},
     "influence_cg": {"tolerance": 1e-10},
     "horizon": {"recipe": RECIPE},
     "horizon_ahead": {"recipe": RECIPE},
     "unrolled": {"recipe": Recipe(lr=0.05, batch_size=100, epochs=4)},  # one batch: no order of the data
+    "trak": {"dim": 4, "n_projections": 2},
+    "tracin": {"checkpoints": [CHECKPOINT], "learning_rates": 0.1},
 }
 
 
@@ -36,8 +39,9 @@ def never(*_, **__):
 
 def refuse_work(patch):
     """Fail where gradients or a curvature are computed."""
-    for name in ("horizon", "horizon_ahead", "inputs", "grad_dot", "grad_cos", "influence_cg", "influence_hessian"):
-        for work in ("fit_gauss_newton", "fit_hessian", "loss_gradients", "measure_gradients"):
+    gradients = ("inputs", "grad_dot", "grad_cos", "trak", "tracin")
+    for name in (*gradients, "horizon", "horizon_ahead", "influence_cg", "influence_hessian"):
+        for work in ("fit_gauss_newton", "fit_hessian", "loss_gradients", "measure_gradients", "pull_back"):
             patch.setattr(f"whence.methods.{name}.{work}", never, raising=False)
 
 
@@ -223,7 +227,7 @@ def test_top_k_of_the_block_stream_is_that_of_the_matrix(method, classification,
     matrix = attribute(*problem, method, **OPTIONS.get(method, {}))
     kept = TopK.from_blocks(source, 4)
     n_blocks = len(list(source))  # a source can be read again
-    assert n_blocks == (7 if method in {"grad_dot", "grad_cos", "influence_cg", "influence_hessian"} else 1)
+    assert n_blocks == (7 if method in {"grad_dot", "grad_cos", "influence_cg", "influence_hessian", "trak"} else 1)
     for sign in ("supports", "opposes", "magnitude"):
         pd.testing.assert_frame_equal(kept.top(4, sign=sign), matrix.top(4, sign=sign), rtol=1e-12)
     assert (kept.unit, kept.method, kept.provenance) == (matrix.unit, matrix.method, matrix.provenance)

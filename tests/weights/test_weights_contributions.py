@@ -41,8 +41,10 @@ CASES = {
     "ahead, exact": ("horizon_ahead", {"recipe": RECIPE, "look_ahead": "exact"}),
     "ahead, both shifts": ("horizon_ahead", {"recipe": RECIPE, "look_ahead": "both_shifts"}),
     "unrolled": ("unrolled", {"recipe": RECIPE}),
+    "trak": ("trak", {"dim": 4, "n_projections": 2}),
+    "tracin": ("tracin", {"checkpoints": [classifier().task.model.state_dict()]}),
 }
-NOT_LINEAR = ("grad_cos", "embedding_cosine", "random")
+NOT_LINEAR = ("grad_cos", "embedding_cosine", "representer", "random")
 EVERY_CASE = pytest.mark.parametrize("case", CASES)
 
 

@@ -33,11 +33,13 @@ from whence.algebra.operators import (
     SymmetricOperator,
 )
 from whence.algebra.pairwise import pairwise, pairwise_cosine
+from whence.algebra.projections import PROJECTIONS, Projection
 from whence.algebra.spectral import DualSpectrum, PrimalSpectrum
 from whence.algebra.steps import Steps
 
 __all__ = [
     "FILTERS",
+    "PROJECTIONS",
     "CGResult",
     "CallbackOperator",
     "DampedInverse",
@@ -51,6 +53,7 @@ __all__ = [
     "LanczosBasis",
     "LanczosResult",
     "PrimalSpectrum",
+    "Projection",
     "ResolvableFilter",
     "ShiftedOperator",
     "SpectralFilter",

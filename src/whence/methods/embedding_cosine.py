@@ -54,7 +54,7 @@ def _require_rows(found: Tensor, n: int) -> None:
 def _last_linear_input(task: Task, batch: Batch) -> Tensor:
     layers = [m for m in task.model.modules() if isinstance(m, nn.Linear)]
     if not layers:
-        raise InputError("embedding_cosine needs an embedding: pass `embedding=` to the task (no nn.Linear was found).")
+        raise InputError("This method needs an embedding: pass `embedding=` to the task (no nn.Linear was found).")
     seen: list[Tensor] = []
     hook = layers[-1].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:

@@ -12,6 +12,9 @@ from whence.methods.influence_gn import INFLUENCE_GN
 from whence.methods.influence_hessian import INFLUENCE_HESSIAN
 from whence.methods.preset import Preset
 from whence.methods.random import RANDOM
+from whence.methods.representer import REPRESENTER
+from whence.methods.tracin import TRACIN
+from whence.methods.trak import TRAK
 from whence.methods.unrolled import UNROLLED
 
 METHODS: dict[str, Preset] = {
@@ -25,7 +28,10 @@ METHODS: dict[str, Preset] = {
         HORIZON,
         HORIZON_AHEAD,
         UNROLLED,
+        TRAK,
+        TRACIN,
         EMBEDDING_COSINE,
+        REPRESENTER,
         RANDOM,
     )
 }
