@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from whence.scores import Outcomes as Outcomes
     from whence.scores import ScoreMatrix as ScoreMatrix
     from whence.scores import TopK as TopK
+    from whence.studies.audit import Audit as Audit
+    from whence.studies.audit import Candidate as Candidate
+    from whence.studies.audit import audit as audit
     from whence.task import GroupWeights as GroupWeights
     from whence.task import Task as Task
     from whence.task import load_checkpoint as load_checkpoint
@@ -55,6 +58,8 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "METHODS": "methods",
+    "Audit": "studies.audit",
+    "Candidate": "studies.audit",
     "Contributions": "weights",
     "Damping": "algebra",
     "Examples": "data",
@@ -73,6 +78,7 @@ _ROOMS = {
     "agreement": "evaluation",
     "attribute": "methods",
     "attribute_with": "methods",
+    "audit": "studies.audit",
     "check_gradients": "gradients",
     "contributions": "weights",
     "contributions_with": "weights",
@@ -98,6 +104,8 @@ _ROOMS = {
 }
 __all__ = [
     "METHODS",
+    "Audit",
+    "Candidate",
     "Contributions",
     "Damping",
     "Examples",
@@ -116,6 +124,7 @@ __all__ = [
     "agreement",
     "attribute",
     "attribute_with",
+    "audit",
     "check_gradients",
     "contributions",
     "contributions_with",

@@ -139,7 +139,7 @@ def test_usage_errors_name_the_nearest_and_exit_with_2(arguments, shown, capsys)
 def test_without_arguments_the_commands_are_listed(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("demo", "gold", "score", "agree", "weigh", "evaluate", "report"))
+    assert all(name in out for name in ("demo", "gold", "score", "agree", "weigh", "evaluate", "audit", "report"))
 
 
 # What a configuration can have wrong
@@ -157,7 +157,7 @@ def test_without_arguments_the_commands_are_listed(capsys):
         (CONFIG + 'task.options.fial = "no disk"', "takes (fail='', learning=False)"),
     ],
 )
-@pytest.mark.parametrize("command", ["gold", "score", "agree", "weigh", "evaluate"])
+@pytest.mark.parametrize("command", ["gold", "score", "agree", "weigh", "evaluate", "audit"])
 def test_one_message_and_exit_code_1(command, content, shown, project, capsys):
     if content is not None:
         (project / "tniy.toml").write_text(content)

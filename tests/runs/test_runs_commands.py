@@ -194,7 +194,7 @@ def test_a_changed_setting_is_refused_with_what_no_longer_matches(project):
     with pytest.raises(StoreMismatchError) as caught:
         run_score("tiny.toml")
     assert "recipe.lr: stored 0.05, asked 0.5" in str(caught.value)
-    assert "gold, scores, agreement, weights, retraining, evaluation, report" in str(caught.value)
+    assert "gold, scores, agreement, weights, retraining, evaluation, audit, report" in str(caught.value)
 
 
 def test_an_edited_config_in_the_run_folder_is_refused_by_the_scores(done):

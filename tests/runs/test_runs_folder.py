@@ -51,7 +51,7 @@ def test_other_settings_are_refused_with_what_depends_on_them(tmp_path):
     assert "gold.seeds: stored 5, asked 10" in message
     assert "gold.left_out_indices: stored [], asked [1,2]" in message
     assert "recipe" not in message
-    assert "no longer match: gold, agreement, report." in message
+    assert "no longer match: gold, agreement, audit, report." in message
     assert "another folder" in message
     with pytest.raises(
         StoreMismatchError, match="match: gold, scores, agreement, weights, retraining, evaluation, report"

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
-from whence.cli.show import Lines, show_agree, show_demo, show_evaluate, show_gold, show_report, show_score, show_weigh
+from whence.cli.show import (
+    Lines,
+    show_agree,
+    show_audit,
+    show_demo,
+    show_evaluate,
+    show_gold,
+    show_report,
+    show_score,
+    show_weigh,
+)
 from whence.cli.source import check_source
 
 COMMON_OPTIONS = ("--quiet", "--progress", "--debug", "--help")
@@ -92,6 +102,15 @@ def evaluate(config: Config, /, *, out: Out = None, rebuild: Rebuild = False) ->
 
 
 @app.command(sort_key=7)
+def audit(config: Config, /, *, out: Out = None) -> Lines:
+    """Try all methods on a small gold standard: which one to trust on this model, and how far?"""
+    check_source(config)
+    from whence.runs.audit import run_audit
+
+    return show_audit(run_audit(config, out))
+
+
+@app.command(sort_key=8)
 def report(
     config: Config,
     /,

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from whence.report.demo import DemoReport
-    from whence.runs import AgreeResult, EvaluateResult, GoldResult, ScoreResult, WeighResult
+    from whence.runs import AgreeResult, AuditResult, EvaluateResult, GoldResult, ScoreResult, WeighResult
 
 Lines = list[str]
 
@@ -85,6 +85,24 @@ def show_evaluate(result: EvaluateResult) -> Lines:
         lines += ["Wrong labels found (AUC).", *_table(rows), ""]
     lines += [f"Not judged: {part}, since {why}." for part, why in summary["skipped"].items()]
     return [*lines, str(result.summary_path)]
+
+
+def show_audit(result: AuditResult) -> Lines:
+    """The candidates, the verdict in words, and settings to go on with."""
+    summary = result.summary
+    rows = [[f"{summary['metric']} agreement", "choice", "verdict", "seconds", "MiB"]]
+    rows += [
+        [row["candidate"], *(_figure(row[name], digits) for name, digits in _AUDIT_COLUMNS)]
+        for row in summary["candidates"]
+    ]
+    return [*_table(rows), "", *summary["summary"].splitlines(), str(result.config_path), str(result.summary_path)]
+
+
+_AUDIT_COLUMNS = (("choice", 2), ("verdict", 2), ("seconds", 2), ("peak_mb", 0))
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def show_report(path: Path) -> Lines:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def unrolled(
     *,
     recipe: Recipe,
     at: tuple[int, ...],
-    seeds: int | Sequence[int] = 1,
+    seeds: int | tuple[int, ...] = 1,
     start: Mapping[str, Tensor] | None = None,
     products: str = "forward",
     memory: int = DEFAULT_MEMORY,

@@ -1,6 +1,7 @@
 """Runs from a TOML file: settings, a folder that continues, and the commands that fill it."""
 
 from whence.runs.agree import AgreeResult, run_agree
+from whence.runs.audit import AuditResult, run_audit
 from whence.runs.config import RunConfig, load_config
 from whence.runs.evaluate import EvaluateResult, run_evaluate
 from whence.runs.folder import RunFolder
@@ -12,6 +13,7 @@ from whence.runs.weigh import WeighResult, run_weigh
 
 __all__ = [
     "AgreeResult",
+    "AuditResult",
     "EvaluateResult",
     "GoldResult",
     "RunConfig",
@@ -22,6 +24,7 @@ __all__ = [
     "WeighResult",
     "load_config",
     "run_agree",
+    "run_audit",
     "run_evaluate",
     "run_gold",
     "run_score",

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import tomli_w
 
-from whence.checks import look_up, require_count
+from whence.checks import look_up, require_count, require_positive
 from whence.errors import ConfigError, InputError
 from whence.evaluation.bootstrap import check_settings
 from whence.evaluation.correlation import METRICS
@@ -179,6 +179,29 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class AuditConfig:
+    """How methods are compared before one is trusted.
+
+    Args:
+        seconds: Time budget.
+        metric: Correlation over the left-out examples of a query.
+        confidence: Coverage the intervals aim at.
+        seed: Of the choice of left-out examples.
+    """
+
+    seconds: float = 120.0
+    metric: str = "pearson"
+    confidence: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self.seconds, "seconds")
+        look_up(METRICS, self.metric, "metric")
+        require_count(self.seed, "seed", minimum=0)
+        check_settings(1, self.confidence)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run; `load_config` reads it, a run folder keeps it."""
 
@@ -190,6 +213,7 @@ class RunConfig:
     agree: AgreeConfig = field(default_factory=AgreeConfig)
     weigh: WeighConfig = field(default_factory=WeighConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
 
     def __post_init__(self) -> None:
         if not self.name.strip():

@@ -33,13 +33,14 @@ from whence.storage import differences, make_dir, read_json, write_atomic, write
 MARKER, CONFIG = "run.json", "config.toml"
 _FORMAT, _VERSION = "whence-run", 1
 _METHOD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_EVERYTHING = ("gold", "scores", "agreement", "weights", "retraining", "evaluation", "report")
+_EVERYTHING = ("gold", "scores", "agreement", "weights", "retraining", "evaluation", "audit", "report")
 _DEPENDENT = {  # which parts a changed table makes obsolete
     "name": ("report",),
-    "gold": ("gold", "agreement", "report"),
+    "gold": ("gold", "agreement", "audit", "report"),
     "score": ("scores", "agreement", "evaluation", "report"),
     "agree": ("agreement", "report"),
     "weigh": ("weights", "evaluation", "report"),
+    "audit": ("audit", "report"),
     "evaluate": ("retraining", "evaluation", "report"),
 }
 
@@ -155,6 +156,10 @@ class RunFolder:
     def evaluation_dir(self) -> Path:
         """Linear datamodeling scores, and how well wrong labels are found."""
         return self.path / "evaluation"
+
+    def audit_dir(self) -> Path:
+        """What the audit found, and its pilot."""
+        return self.path / "audit"
 
     def history_path(self) -> Path:
         """What each command took."""
