@@ -53,9 +53,8 @@ def test_other_settings_are_refused_with_what_depends_on_them(tmp_path):
     assert "recipe" not in message
     assert "no longer match: gold, agreement, audit, report." in message
     assert "another folder" in message
-    with pytest.raises(
-        StoreMismatchError, match="match: gold, scores, agreement, weights, retraining, evaluation, report"
-    ):
+    everything = "match: gold, scores, agreement, weights, retraining, evaluation, audit, report"
+    with pytest.raises(StoreMismatchError, match=everything):
         RunFolder.open(tmp_path, changed("recipe", lr=0.1))
     with pytest.raises(StoreMismatchError, match="match: scores, agreement, evaluation, report"):
         RunFolder.open(tmp_path, changed("score", top=3))
@@ -63,6 +62,8 @@ def test_other_settings_are_refused_with_what_depends_on_them(tmp_path):
         RunFolder.open(tmp_path, changed("weigh", k=3))
     with pytest.raises(StoreMismatchError, match="match: retraining, evaluation, report"):
         RunFolder.open(tmp_path, changed("evaluate", seeds=3))
+    with pytest.raises(StoreMismatchError, match="match: audit, report"):
+        RunFolder.open(tmp_path, changed("audit", seconds=9.0))
     assert load_config(tmp_path) == CONFIG
 
 
