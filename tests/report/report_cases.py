@@ -69,6 +69,17 @@ def full(case=pictures):
         lds_ceiling=(0.8, 0.75, 0.85),
         lds_differences={"learned \N{MINUS SIGN} uniform": (0.1, 0.05, 0.15)},
         lds_note="32 kept sets of half the data x 2 seeds",
+        audit=pd.DataFrame(
+            {
+                "candidate": ["unrolled", "broken"],
+                "choice": [0.75, NAN],
+                "verdict": [0.625, NAN],
+                "seconds": [1.25, NAN],
+                "peak_mb": [30.0, NAN],
+                "note": ["", "no inverse"],
+            }
+        ),
+        audit_summary=["Use unrolled."],
         command="whence report runs/full",
         resources=pd.DataFrame({"step": ["train", "score"], "seconds": [1.5, 2.25], "peak_mb": [NAN, 512.0]}),
     )

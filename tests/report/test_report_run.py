@@ -89,6 +89,28 @@ def test_a_whole_run_is_shown_without_a_word_on_missing_parts(run):
     assert "<b>row" not in html
 
 
+AUDIT = {
+    "candidates": [
+        {"candidate": "unrolled", "choice": 0.5, "verdict": 0.625, "seconds": 2.0, "peak_mb": None, "note": ""},
+        {"candidate": "broken", "choice": None, "verdict": None, "seconds": None, "peak_mb": None, "note": "why"},
+    ],
+    "summary": "Use unrolled.\nIt is slow.",
+}
+
+
+def test_an_audit_is_shown_and_a_damaged_one_is_said(run):
+    place = run / "audit"
+    place.mkdir()
+    (place / "audit.json").write_text(json.dumps(AUDIT))
+    text = json.dumps(page(run_report(run, methods=["grad_dot"]))[0], ensure_ascii=False)
+    for shown in ("Use unrolled.", "It is slow.", "unrolled", "0.625", "broken", "whence audit"):
+        assert shown in text, shown
+    (place / "audit.json").write_text("[]")
+    text = json.dumps(page(run_report(run, methods=["grad_dot"]))[0], ensure_ascii=False)
+    assert "audit.json is damaged" in text
+    assert "Use unrolled." not in text
+
+
 def test_methods_are_shown_as_asked(run):
     data, _ = page(run_report(run, methods=["random", "grad_dot"]))
     text = json.dumps(data)

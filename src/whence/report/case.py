@@ -25,6 +25,7 @@ PARTS = (
     "agreement",
     "ceiling",
     "lds",
+    "audit",
     "weights",
     "group_lds",
     "suspects",
@@ -62,6 +63,8 @@ class ReportCase:
         lds_ceiling: (value, low, high): the linear datamodeling score of perfect scores.
         lds_differences: {"learned − uniform": (value, low, high)}: paired differences of two of them.
         lds_note: What they were computed from, such as "32 kept sets of half the data x 2 seeds".
+        audit: Columns candidate, choice, verdict, seconds, peak_mb and note, as `Audit.table`.
+        audit_summary: The sentences of `Audit.summary`.
         missing: {part: sentence}: what is missing or damaged, and what to do. A part called as a field of this class
             (`scores`, `weights`, ...) is also said in the view that lacks it.
         command: The command line that makes this again.
@@ -91,6 +94,8 @@ class ReportCase:
     lds_ceiling: Interval | None = None
     lds_differences: Mapping[str, Interval] = field(default_factory=dict)
     lds_note: str = ""
+    audit: pd.DataFrame | None = None
+    audit_summary: Sequence[str] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     resources: pd.DataFrame | None = None
@@ -105,6 +110,8 @@ class ReportCase:
         if self.suspects is not None:
             _check_columns(self.suspects, ("id", "score", "given"), "suspects", " (and true, where it is known)")
             _require_known(self.suspects["id"].tolist(), self.train, "suspect")
+        if self.audit is not None:
+            _check_columns(self.audit, ("candidate", "choice", "verdict", "seconds", "peak_mb", "note"), "audit", "")
         if self.resources is not None:
             _check_columns(self.resources, ("step", "seconds", "peak_mb"), "resources", "")
         self._normalise()

@@ -16,6 +16,7 @@ from whence.errors import StoreError, WhenceError
 from whence.report.case import ReportCase
 from whence.report.page import write_report
 from whence.runs.agree import computed_from
+from whence.runs.audit import AUDIT
 from whence.runs.config import to_dict
 from whence.runs.evaluate import SUMMARY, SUSPECTS, evaluation_files, evaluation_settings
 from whence.runs.folder import RunFolder
@@ -30,6 +31,7 @@ from whence.task import GroupWeights
 
 T = TypeVar("T")
 Json = dict[str, Any]
+AUDIT_NUMBERS = ("choice", "verdict", "seconds", "peak_mb")  # null where there is none
 
 
 def run_report(source: Source, out: Source | None = None, *, methods: Sequence[str] = ()) -> Path:
@@ -82,6 +84,7 @@ class _Found:
     setup: Setup | None
     agreed: Json | None
     evaluation: Json | None
+    audited: Json | None
     suspects: pd.DataFrame | None
     history: list[Json] | None
     missing: Mapping[str, str]
@@ -92,9 +95,10 @@ class _Found:
         setup = reader.read("train", lambda: _built(run))
         evaluation = reader.read("lds", lambda: _evaluation(run))
         agreed = reader.read("agreement", lambda: _agreement(run))
+        audited = reader.read("audit", lambda: _audited(run))
         suspects = None if evaluation is None else reader.read("suspects", lambda: _suspects(run))
         history = reader.read("resources", lambda: read_history(run))
-        return cls(run, setup, agreed, evaluation, suspects, history, reader.missing)
+        return cls(run, setup, agreed, evaluation, audited, suspects, history, reader.missing)
 
 
 def _case(found: _Found, method: str) -> ReportCase:
@@ -108,6 +112,7 @@ def _case(found: _Found, method: str) -> ReportCase:
         weights=reader.read("weights", lambda: _weights(run, method)) or (),
         **_agreement_fields(found.agreed),
         **_evaluation_fields(found.evaluation, method),
+        **_audit_fields(found.audited),
         suspects=found.suspects,
         notes=_notes(found.agreed),
         facts=_facts(run),
@@ -157,6 +162,16 @@ def _evaluation(run: RunFolder) -> Json:
             f"Scores or weights have changed since the evaluation. Run `whence evaluate {run.path}` again."
         )
     return dict(read_json(files.dir / SUMMARY))
+
+
+def _audited(run: RunFolder) -> Json | None:
+    path = run.audit_dir() / AUDIT
+    if not path.is_file():
+        return None  # an extra: a run without one lacks nothing
+    found = read_json(path)
+    if not isinstance(found, dict) or "candidates" not in found:
+        raise StoreError(f"{path} is damaged. Remove it and run `whence audit {run.path}` again.")
+    return found
 
 
 def _suspects(run: RunFolder) -> pd.DataFrame | None:
@@ -213,6 +228,13 @@ def _evaluation_fields(evaluation: Json | None, method: str) -> Json:
     }
 
 
+def _audit_fields(audited: Json | None) -> Json:
+    if audited is None:
+        return {}
+    table = pd.DataFrame(audited["candidates"]).astype(dict.fromkeys(AUDIT_NUMBERS, float))
+    return {"audit": table, "audit_summary": audited["summary"].splitlines()}
+
+
 def _notes(agreed: Json | None) -> list[str]:
     return [] if agreed is None else [f"{note}." for note in agreed["notes"]]
 
@@ -239,6 +261,7 @@ def _steps(run: RunFolder) -> list[tuple[str, bool]]:
         ("agree", run.summary_path().is_file()),
         ("weigh", (run.path / "weights").is_dir()),
         ("evaluate", run.evaluation_dir().is_dir()),
+        ("audit", (run.audit_dir() / AUDIT).is_file()),
     ]
 
 

@@ -13,6 +13,8 @@ from whence.runs.start import Source, Start, opened
 from whence.storage import make_dir, read_json, write_atomic, write_json
 from whence.studies.audit import audit
 
+AUDIT = "audit.json"  # in the audit's folder
+
 
 @dataclass(frozen=True, eq=False)
 class AuditResult:
@@ -50,7 +52,7 @@ def run_audit(source: Source, out: Source | None = None) -> AuditResult:
         begun = folder.build()
         basis = {"model and data": begun.facts, **_settings(config)}
         place = run.audit_dir()
-        summary_path, config_path = place / "audit.json", place / "winner.toml"
+        summary_path, config_path = place / AUDIT, place / "winner.toml"
         stored = read_json(summary_path) if summary_path.is_file() and config_path.is_file() else {}
         known = isinstance(stored, dict) and stored.get("computed_from") == basis
         summary = stored if known else {**_audited(begun), "computed_from": basis, "whence": whence_version()}

@@ -1,14 +1,27 @@
-"""How far the scores can be trusted: agreement with further training, and the linear datamodeling score."""
+"""How far the scores can be trusted: agreement with further training, linear datamodeling score, audit."""
 
 from __future__ import annotations
 
 from typing import cast
 
-from whence.report.blocks import Block, Cell, Chart, Column, Heading, Notes, Table, Text, interval_cell
+from whence.report.blocks import (
+    Block,
+    Cell,
+    Chart,
+    Column,
+    ColumnKind,
+    Heading,
+    Notes,
+    Table,
+    Text,
+    interval_cell,
+    number_cell,
+    text_cell,
+)
 from whence.report.case import Limits
 from whence.report.charts import agreement_svg, intervals_svg
 from whence.report.views.shown import Shown, View
-from whence.report.wording import isolated, plain, short
+from whence.report.wording import fixed, isolated, plain, short
 
 _Curves = dict[str, dict[int, Limits]]
 
@@ -23,13 +36,45 @@ _NO_LDS = (
 )
 
 
+_NO_AUDIT = (
+    "Not computed for this case. `whence audit CONFIG.toml` compares all methods on a small gold standard of this "
+    "model, and says which one to trust."
+)
+
+
 def trust_view(shown: Shown) -> View:
     """Agreement, linear datamodeling score and the caller's notes."""
     notes = tuple(plain(note) for note in shown.case.notes)
     blocks: list[Block] = [Heading("In short"), Notes(notes)] if notes else []
     blocks += [Heading("Agreement with further training"), *_agreement(shown)]
     blocks += [Heading("Linear datamodeling score"), *_lds(shown)]
-    return View(tuple(blocks), missing=shown.missing(("agreement", "ceiling", "lds")))
+    blocks += [Heading("Audit of the methods"), *_audit(shown)]
+    return View(tuple(blocks), missing=shown.missing(("agreement", "ceiling", "lds", "audit")))
+
+
+def _audit(shown: Shown) -> list[Block]:
+    table = shown.case.audit
+    if table is None:
+        return [Text(shown.needs("audit", _NO_AUDIT))]
+    columns = ("candidate", "by choice half", "by verdict half", "seconds", "MiB", "note")
+    kinds: tuple[ColumnKind, ...] = ("text", "number", "number", "number", "number", "text")
+    rows = tuple(
+        (
+            Cell(short(row["candidate"])),
+            *(number_cell(float(row[name]), fixed(float(row[name]))) for name in ("choice", "verdict")),
+            *(number_cell(float(row[name])) for name in ("seconds", "peak_mb")),
+            text_cell(row["note"]),
+        )
+        for row in table.to_dict("records")
+    )
+    return [
+        Notes(tuple(plain(line) for line in shown.case.audit_summary)),
+        Text(
+            "The method is chosen on one half of a small gold standard and judged on the other, which shares neither "
+            "left-out examples nor seeds with it: the second figure is the one to believe."
+        ),
+        Table("audit", "Candidates of the audit", tuple(map(Column, columns, kinds)), rows),
+    ]
 
 
 def _agreement(shown: Shown) -> list[Block]:
