@@ -41,6 +41,7 @@ bench: setup  ## published recipe on UCI Energy: agreement with further training
 	$(BIN)/python -m benchmarks.fimoda --dataset energy --seeds 3 --final-models 3 --out benchmarks/results/energy.json
 	$(BIN)/python -m benchmarks.fimoda --dataset energy --compare-loop --out benchmarks/results/energy-speed.json
 	$(BIN)/python -m benchmarks.weights --out benchmarks/results/weights.json
+	$(BIN)/python -m benchmarks.unrolled --out benchmarks/results/unrolled.json
 	$(BIN)/python -m benchmarks.tables
 
 clean:  ## remove what was installed and cached

@@ -191,6 +191,47 @@ def _coverage_lines(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def unrolled_section(result: dict[str, Any]) -> list[str]:
+    """Cost of unrolled scores beside leaving every example out, by size, and agreement with other optimizers."""
+    points = list(next(iter(result["optimizers"].values())))
+    by_size = result["by_size"]
+    return [
+        "## Unrolled further training",
+        "",
+        f"CPU seconds of one thread, medians of three, one process. {_machine(result)} `python -m benchmarks.unrolled`.",
+        "",
+        row(["data set", "epochs", "train x queries", "`unrolled`, all examples", "leaving each out once", "ratio"]),
+        row(["---"] * 6),
+        *(
+            row(
+                [
+                    name,
+                    str(found["epochs"]),
+                    f"{found['n_train']} x {found['n_query']}",
+                    f"{found['unrolled_s']:.1f}",
+                    f"{found['leaving_out_all_s']:.0f}",
+                    f"{found['ratio']:.1f}",
+                ]
+            )
+            for name, found in result["cost"].items()
+        ),
+        "",
+        f"Adult, {by_size['steps']} steps of 128: with {_sizes(by_size['by_n_train'], 'train examples')}; with "
+        f"{_sizes(by_size['by_n_query'], 'queries')}.",
+        "",
+        "Agreement (Pearson) with further training of a breast-cancer network by other optimizers, after so many epochs:",
+        "",
+        row(["further training", *points]),
+        row(["---"] * (1 + len(points))),
+        *(row([name, *(_limits(found[p]) for p in points)]) for name, found in result["optimizers"].items()),
+        "",
+    ]
+
+
+def _sizes(found: dict[str, float], what: str) -> str:
+    return ", ".join(f"{n}: {seconds:.1f} s" for n, seconds in found.items()) + f" ({what}: seconds)"
+
+
 def _limits(limits: list[float], sign: str = "") -> str:
     value, low, high = (f"{v:{sign}.3f}" for v in limits)
     return f"{value} ({low} to {high})"
@@ -217,6 +258,9 @@ def main() -> None:
     weights = RESULTS / "weights.json"
     if weights.is_file():
         lines += weights_section(json.loads(weights.read_text()))
+    unrolled = RESULTS / "unrolled.json"
+    if unrolled.is_file():
+        lines += unrolled_section(json.loads(unrolled.read_text()))
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)
 
