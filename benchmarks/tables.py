@@ -198,7 +198,8 @@ def unrolled_section(result: dict[str, Any]) -> list[str]:
     return [
         "## Unrolled further training",
         "",
-        f"CPU seconds of one thread, medians of three, one process. {_machine(result)} `python -m benchmarks.unrolled`.",
+        f"CPU seconds of one thread, medians of three, one process. {_machine(result)} "
+        "`python -m benchmarks.unrolled`.",
         "",
         row(["data set", "epochs", "train x queries", "`unrolled`, all examples", "leaving each out once", "ratio"]),
         row(["---"] * 6),
@@ -219,7 +220,8 @@ def unrolled_section(result: dict[str, Any]) -> list[str]:
         f"Adult, {by_size['steps']} steps of 128: with {_sizes(by_size['by_n_train'], 'train examples')}; with "
         f"{_sizes(by_size['by_n_query'], 'queries')}.",
         "",
-        "Agreement (Pearson) with further training of a breast-cancer network by other optimizers, after so many epochs:",
+        "Agreement (Pearson) with further training of a breast-cancer network by other optimizers, after so many "
+        "epochs:",
         "",
         row(["further training", *points]),
         row(["---"] * (1 + len(points))),
