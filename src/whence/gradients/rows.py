@@ -15,12 +15,13 @@ from whence.batches import Batch, map_tensors
 from whence.checks import look_up, require_finite
 from whence.data import Examples
 from whence.errors import NonFiniteError, ShapeError
+from whence.gradients.hooks import pull_back_hooks
 from whence.gradients.loop import pull_back_loop
 from whence.gradients.vectorized import pull_back_vmap, push_forward
 from whence.task import Task, model_state, working_dtype
 
 PullBack = Callable[[Task, dict[str, Tensor], dict[str, Tensor], Batch, Tensor], Tensor]
-PATHS: dict[str, PullBack] = {"vmap": pull_back_vmap, "loop": pull_back_loop}
+PATHS: dict[str, PullBack] = {"hooks": pull_back_hooks, "vmap": pull_back_vmap, "loop": pull_back_loop}
 DEFAULT_MEMORY = 256 * 2**20  # bytes for one block of gradients
 PASSES = 4  # copies of a block that live at once: the vmapped gradient, its flattening, and the consumer's product
 
@@ -50,7 +51,8 @@ def pull_back(
         task: Model and contract, in eval mode.
         examples: `n` examples.
         cotangents: (n, r, c) or (n, c): vectors in the space of the c flattened outputs of each example.
-        path: "vmap", "loop", or "auto": vmap, and the loop where a model cannot be vmapped.
+        path: "hooks" (layer by layer, see `hook_coverage`), "vmap", "loop", or "auto": vmap, and the loop where a model
+            cannot be vmapped.
         dtype: Precision; default the parameters' own, never below float32.
         memory: Bytes that one block may take.
     Yields:

@@ -1,0 +1,51 @@
+"""Per-example gradients layer by layer: `LAYER_RULES` says how each kind of layer makes them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from whence.gradients.layers.conv import ConvRule
+from whence.gradients.layers.conv1d_hf import TransposedLinearRule, is_conv1d_hf
+from whence.gradients.layers.embedding import EmbeddingRule
+from whence.gradients.layers.linear import LinearRule
+from whence.gradients.layers.local import LocalRule
+from whence.gradients.layers.norms import BatchNormRule, GroupNormRule, LastDimsNormRule
+from whence.gradients.layers.rule import Captured, KroneckerRule, LayerRule
+
+LAYER_RULES: dict[type[nn.Module], LayerRule] = {
+    nn.Linear: LinearRule(),
+    nn.Conv1d: ConvRule(),
+    nn.Conv2d: ConvRule(),
+    nn.Conv3d: ConvRule(),
+    nn.Embedding: EmbeddingRule(),
+    nn.LayerNorm: LastDimsNormRule(),
+    nn.RMSNorm: LastDimsNormRule(),
+    nn.GroupNorm: GroupNormRule(),
+    nn.BatchNorm1d: BatchNormRule(),
+    nn.BatchNorm2d: BatchNormRule(),
+    nn.BatchNorm3d: BatchNormRule(),
+}
+TRANSPOSED = TransposedLinearRule()
+LOCAL = LocalRule()
+
+
+def rule_for(module: nn.Module) -> LayerRule | None:
+    """The rule of its class, where it knows the module's settings; for other classes the local rule; else None."""
+    # Others, as of the older weight norm, are known to no rule of the table.
+    usual = module._parameters.keys() <= {"weight", "bias"}
+    if is_conv1d_hf(module) and usual:
+        return TRANSPOSED
+    for cls, rule in LAYER_RULES.items():
+        if isinstance(module, cls) and _runs_like(module, cls):
+            return rule if usual and rule.applies(module) else None
+    return LOCAL if LOCAL.applies(module) else None
+
+
+def _runs_like(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """A subclass, or a module with a `forward` of its own, may compute something else."""
+    methods = ("forward", "_conv_forward", "__call__")
+    same = all(getattr(type(module), name, None) is getattr(cls, name, None) for name in methods)
+    return same and "forward" not in vars(module)
+
+
+__all__ = ["LAYER_RULES", "Captured", "KroneckerRule", "LayerRule", "LocalRule", "rule_for"]
