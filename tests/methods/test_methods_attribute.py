@@ -19,12 +19,15 @@ F64 = torch.float64
 # Sums in another order, through an eigen-decomposition or 1e-10 of conjugate gradients.
 REORDERED = 1e-8
 UNITS = {"influence_gn", "influence_hessian", "influence_cg", "horizon", "horizon_ahead", "unrolled"}
-RANKS_ONLY = {"grad_dot", "grad_cos", "embedding_cosine", "random", "trak", "tracin", "representer"}
+UNITS |= {"lissa", "lissa_hessian"}
+RANKS_ONLY = {"grad_dot", "grad_cos", "embedding_cosine", "random", "trak", "tracin", "representer", "datainf"}
 RECIPE = Recipe(lr=0.05, batch_size=5, epochs=4)
 CHECKPOINT = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double().state_dict()
 OPTIONS = {
     "influence_hessian": {"damping": Damping.absolute(2.0)},
     "influence_cg": {"tolerance": 1e-10},
+    "lissa": {"depth": 200},
+    "lissa_hessian": {"damping": Damping.absolute(4.0), "depth": 20},
     "horizon": {"recipe": RECIPE},
     "horizon_ahead": {"recipe": RECIPE},
     "unrolled": {"recipe": Recipe(lr=0.05, batch_size=100, epochs=4)},  # one batch: no order of the data
@@ -33,13 +36,16 @@ OPTIONS = {
 }
 
 
+STREAMED = {"grad_dot", "grad_cos", "influence_cg", "influence_hessian", "lissa", "lissa_hessian", "datainf", "trak"}
+
+
 def never(*_, **__):
     raise AssertionError("work was started")
 
 
 def refuse_work(patch):
     """Fail where gradients or a curvature are computed."""
-    gradients = ("inputs", "grad_dot", "grad_cos", "trak", "tracin")
+    gradients = ("inputs", "grad_dot", "grad_cos", "trak", "tracin", "datainf", "lissa")
     for name in (*gradients, "horizon", "horizon_ahead", "influence_cg", "influence_hessian"):
         for work in ("fit_gauss_newton", "fit_hessian", "loss_gradients", "measure_gradients", "pull_back"):
             patch.setattr(f"whence.methods.{name}.{work}", never, raising=False)
@@ -50,7 +56,7 @@ def refuse_work(patch):
 
 def test_an_unknown_method_is_answered_with_the_nearest(regression, monkeypatch):
     monkeypatch.setattr(Task, "check", never)
-    with pytest.raises(UnknownNameError, match=r"method 'graddot'. Did you mean 'grad_dot'\? Known: embedding_cosine,"):
+    with pytest.raises(UnknownNameError, match=r"method 'graddot'. Did you mean 'grad_dot'\? Known: datainf,"):
         attribute(*regression(), "graddot")
 
 
@@ -227,7 +233,7 @@ def test_top_k_of_the_block_stream_is_that_of_the_matrix(method, classification,
     matrix = attribute(*problem, method, **OPTIONS.get(method, {}))
     kept = TopK.from_blocks(source, 4)
     n_blocks = len(list(source))  # a source can be read again
-    assert n_blocks == (7 if method in {"grad_dot", "grad_cos", "influence_cg", "influence_hessian", "trak"} else 1)
+    assert n_blocks == (7 if method in STREAMED else 1)
     for sign in ("supports", "opposes", "magnitude"):
         pd.testing.assert_frame_equal(kept.top(4, sign=sign), matrix.top(4, sign=sign), rtol=1e-12)
     assert (kept.unit, kept.method, kept.provenance) == (matrix.unit, matrix.method, matrix.provenance)

@@ -41,6 +41,9 @@ CASES = {
     "ahead, exact": ("horizon_ahead", {"recipe": RECIPE, "look_ahead": "exact"}),
     "ahead, both shifts": ("horizon_ahead", {"recipe": RECIPE, "look_ahead": "both_shifts"}),
     "unrolled": ("unrolled", {"recipe": RECIPE}),
+    "lissa": ("lissa", {"depth": 100}),
+    "lissa, hessian": ("lissa_hessian", {"damping": Damping.absolute(4.0), "depth": 20}),
+    "datainf": ("datainf", {}),
     "trak": ("trak", {"dim": 4, "n_projections": 2}),
     "tracin": ("tracin", {"checkpoints": [classifier().task.model.state_dict()]}),
 }

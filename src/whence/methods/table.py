@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from whence.methods.datainf import DATAINF
 from whence.methods.embedding_cosine import EMBEDDING_COSINE
 from whence.methods.grad_cos import GRAD_COS
 from whence.methods.grad_dot import GRAD_DOT
@@ -10,6 +11,7 @@ from whence.methods.horizon_ahead import HORIZON_AHEAD
 from whence.methods.influence_cg import INFLUENCE_CG
 from whence.methods.influence_gn import INFLUENCE_GN
 from whence.methods.influence_hessian import INFLUENCE_HESSIAN
+from whence.methods.lissa import LISSA, LISSA_HESSIAN
 from whence.methods.preset import Preset
 from whence.methods.random import RANDOM
 from whence.methods.representer import REPRESENTER
@@ -25,6 +27,9 @@ METHODS: dict[str, Preset] = {
         INFLUENCE_GN,
         INFLUENCE_HESSIAN,
         INFLUENCE_CG,
+        LISSA,
+        LISSA_HESSIAN,
+        DATAINF,
         HORIZON,
         HORIZON_AHEAD,
         UNROLLED,
