@@ -39,6 +39,7 @@ lint: setup  ## check style and types
 
 bench: setup  ## published recipe on UCI Energy: agreement with further training, and speed; learned weights
 	$(BIN)/python -m benchmarks.fimoda --dataset energy --seeds 3 --final-models 3 --out benchmarks/results/energy.json
+	$(BIN)/python -m benchmarks.fimoda --dataset energy --seeds 5 --points 1,5,20,50,100,500 --out benchmarks/results/energy-five-seeds.json
 	$(BIN)/python -m benchmarks.fimoda --dataset energy --compare-loop --out benchmarks/results/energy-speed.json
 	$(BIN)/python -m benchmarks.weights --out benchmarks/results/weights.json
 	$(BIN)/python -m benchmarks.unrolled --out benchmarks/results/unrolled.json

@@ -11,7 +11,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
-DATASETS = ("energy", "concrete", "adult", "credit_default")
+DATASETS = ("energy", "energy-five-seeds", "concrete", "adult", "credit_default")
 INTRO = """# Results
 
 Made by `python -m benchmarks.tables` from the JSON files in `benchmarks/results`, which hold every figure, the machine
