@@ -25,7 +25,7 @@ CONFIG = """
 name = "tiny"
 task.factory = "factory.py:build"
 recipe = {lr = 0.05, batch_size = 10, epochs = 2}
-audit.seconds = 8
+audit.seconds = 60
 """
 
 
@@ -63,9 +63,9 @@ def test_an_interrupted_audit_is_made_again_from_its_pilot(project):
 
 def test_other_settings_need_another_folder(project):
     run_audit("tiny.toml")
-    (project / "tiny.toml").write_text(CONFIG.replace("seconds = 8", "seconds = 9"))
+    (project / "tiny.toml").write_text(CONFIG.replace("seconds = 60", "seconds = 61"))
     with pytest.raises(StoreMismatchError, match=r"no longer match: audit, report"):
         run_audit("tiny.toml")
-    (project / "bad.toml").write_text(CONFIG.replace("seconds = 8", 'metric = "kendal"'))
+    (project / "bad.toml").write_text(CONFIG.replace("seconds = 60", 'metric = "kendal"'))
     with pytest.raises(ConfigError, match="kendal"):
         run_audit("bad.toml")

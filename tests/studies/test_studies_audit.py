@@ -42,7 +42,7 @@ def parts(problem):
 
 @pytest.fixture(scope="module")
 def found(problem):
-    return audit(*parts(problem), RECIPE, seconds=8, points=[1, 3])
+    return audit(*parts(problem), RECIPE, seconds=60, points=[1, 3])
 
 
 def test_halves_share_neither_examples_nor_seeds(found):
@@ -78,9 +78,9 @@ def test_the_winner_is_the_best_of_the_choice_half_whatever_the_verdict(found):
 
 def test_a_random_control_never_wins(problem):
     only = [Candidate("random", "random"), Candidate("wrong", "grad_cos")]
-    assert audit(*parts(problem), RECIPE, seconds=6, candidates=only).winner.label == "wrong"
+    assert audit(*parts(problem), RECIPE, seconds=60, candidates=only).winner.label == "wrong"
     with pytest.raises(InputError, match="No candidate could be compared"):
-        audit(*parts(problem), RECIPE, seconds=6, candidates=only[:1])
+        audit(*parts(problem), RECIPE, seconds=60, candidates=only[:1])
 
 
 def test_what_fails_is_named_and_the_rest_goes_on(problem, monkeypatch):
@@ -89,7 +89,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(problem, monkeypatch):
             raise NumericalError("no inverse.")
 
     some = [Broken("broken", "grad_dot"), Candidate("grad_dot", "grad_dot")]
-    found = audit(*parts(problem), RECIPE, seconds=6, candidates=some)
+    found = audit(*parts(problem), RECIPE, seconds=60, candidates=some)
     rows = found.table.set_index("candidate")
     assert (rows.loc["broken", "note"], rows.loc["grad_dot", "note"]) == ("no inverse", "")
     assert math.isnan(rows.loc["broken", "verdict"])
@@ -186,7 +186,7 @@ def test_a_model_that_does_not_react_is_said_to_have_no_ceiling(problem):
     layer = nn.Linear(4, 1, bias=False, dtype=torch.float64)
     task = whence.Task.regression(layer.eval(), measure=lambda outputs, batch: 0 * outputs[:, 0], lower_is_better=True)
     with pytest.raises(InputError, match="No candidate could be compared"):
-        audit(task, problem.train, problem.queries, RECIPE, seconds=6)
+        audit(task, problem.train, problem.queries, RECIPE, seconds=60)
 
 
 def test_many_queries_are_thinned_evenly(problem):
@@ -208,10 +208,10 @@ def test_candidates_need_labels_of_their_own(problem):
 
 def test_costs_are_measured():
     def work():
-        big = torch.ones(8 * 2**20)  # 32 MiB
+        big = torch.ones(32 * 2**20)  # 128 MiB: more than an allocator keeps
         time.sleep(0.05)
         return float(big.sum())
 
     one = costed(work)
-    assert (one.value, one.seconds >= 0.05) == (8 * 2**20, True)
-    assert one.peak_mb is None or 16 < one.peak_mb < 200
+    assert (one.value, one.seconds >= 0.05) == (32 * 2**20, True)
+    assert one.peak_mb is None or 64 < one.peak_mb < 400
