@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import mmap
 import time
 
 import pandas as pd
@@ -208,10 +209,11 @@ def test_candidates_need_labels_of_their_own(problem):
 
 def test_costs_are_measured():
     def work():
-        big = torch.ones(32 * 2**20)  # 128 MiB: more than an allocator keeps
-        time.sleep(0.05)
-        return float(big.sum())
+        with mmap.mmap(-1, 64 * 2**20) as fresh:  # straight from the system: a heap may have kept as much
+            fresh.write(b"x" * (64 * 2**20))
+            time.sleep(0.05)
+        return "done"
 
     one = costed(work)
-    assert (one.value, one.seconds >= 0.05) == (32 * 2**20, True)
-    assert one.peak_mb is None or 64 < one.peak_mb < 400
+    assert (one.value, one.seconds >= 0.05) == ("done", True)
+    assert one.peak_mb is None or 60 < one.peak_mb < 400
