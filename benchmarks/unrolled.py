@@ -3,8 +3,8 @@ and Adam.
 
 python -m benchmarks.unrolled --out benchmarks/results/unrolled.json
 
-CPU seconds of one thread in one process. Leaving out all examples is timed on 100 of them with our stacked trainer, and
-taken as often as there are examples.
+Interrupted, the same command continues with the parts that are missing. CPU seconds of one thread in one process.
+Leaving out all examples is timed on 100 of them with our stacked trainer, and taken as often as there are examples.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,18 @@ def other_optimizers() -> dict[str, dict[str, list[float]]]:
         )
         by_method = agreement(scores, gold.outcomes("mean"), metrics=["pearson"], n_bootstrap=200).to_dict("pearson")
         found[name] = {str(point): values for point, values in by_method["unrolled"].items()}
-        print(name, found[name], flush=True)
     return found
+
+
+def kept(path: Path, work: Callable[[], Any]) -> Any:
+    """What `work` gives on one thread; read from `path` where an interrupted benchmark has left it."""
+    if not path.is_file():
+        with limited_threads(1):
+            found = work()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found))
+        print(path.stem, found, flush=True)
+    return json.loads(path.read_text())
 
 
 def main() -> None:
@@ -129,13 +140,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="trained models are kept here")
     args = parser.parse_args()
-    result: dict[str, Any] = {"optimizers": other_optimizers()}
-    with limited_threads(1):
-        result["cost"] = {}
-        for name, epochs in CASES.items():
-            result["cost"][name] = cost_beside_leaving_out(name, epochs, args.work)
-            print(name, result["cost"][name], flush=True)
-        result["by_size"] = cost_by_size(args.work)
+    parts: dict[str, Callable[[], Any]] = {"optimizers": other_optimizers}
+    parts |= {name: partial(cost_beside_leaving_out, name, epochs, args.work) for name, epochs in CASES.items()}
+    parts["by_size"] = partial(cost_by_size, args.work)
+    found = {name: kept(args.work / "unrolled" / f"{name}.json", work) for name, work in parts.items()}
+    result: dict[str, Any] = {
+        "optimizers": found["optimizers"],
+        "cost": {name: found[name] for name in CASES},
+        "by_size": found["by_size"],
+    }
     result["machine"] = machine()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
