@@ -170,7 +170,7 @@ def test_hessian_products_in_pieces_are_the_whole_ones(monkeypatch, problem, ass
     options = {"damping": DAMPING, "depth": 4, "scale": 20.0}
     wanted = [scores(problem, "lissa_hessian", **options, batch_size=size).values for size in (None, 9)]
     monkeypatch.setattr(module, "EXAMPLES", 5)
-    monkeypatch.setattr(module, "VECTORS", 3)
+    monkeypatch.setattr("whence.curvature.hessian.VECTORS", 3)
     for size, one in zip((None, 9), wanted, strict=True):
         assert_same(scores(problem, "lissa_hessian", **options, batch_size=size).values, one, REORDERED)
 

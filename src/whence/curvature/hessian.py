@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from whence.algebra import PrimalSpectrum
+from whence.batches import Batch
 from whence.curvature.gauss_newton import LARGEST_DENSE
 from whence.data import Examples
 from whence.errors import UnsupportedError
@@ -35,20 +36,42 @@ def hessian_matrix(task: Task, train: Examples) -> Tensor:
     matrix = torch.zeros(n_params, n_params, dtype=torch.float64, device=task.device)
     identity = torch.eye(n_params, dtype=torch.float64, device=task.device)
     for _, rows in train.batches(BATCH):
-        batch = cast_batch(rows, torch.float64, task.device)
-
-        def loss(parameters: dict[str, Tensor], batch: object = batch) -> Tensor:
-            return task.loss(task.call({**parameters, **fixed}, batch), batch).sum()
-
-        def column(direction: Tensor, loss: object = loss) -> Tensor:
-            tangent = task.layout.unflatten(direction)
-            moved: dict[str, Tensor] = jvp(grad(loss), (trainable,), (tangent,))[1]  # type: ignore[arg-type]
-            return task.layout.flatten(moved)
-
-        for first in range(0, n_params, VECTORS):
-            matrix[first : first + VECTORS] += vmap(column)(identity[first : first + VECTORS])
+        matrix += hessian_products(task, trainable, fixed, cast_batch(rows, torch.float64, task.device), identity)
     matrix /= len(train)
     return (matrix + matrix.T) / 2
+
+
+def hessian_products(
+    task: Task,
+    trainable: dict[str, Tensor],
+    fixed: dict[str, Tensor],
+    batch: Batch,
+    rows: Tensor,
+    *,
+    vectorized: bool = True,
+) -> Tensor:
+    """Hessian of the summed loss of a batch applied to rows (m, n_params), by forward over reverse differentiation.
+
+    Args:
+        task: Model and loss.
+        trainable, fixed: As `model_state` gives them.
+        batch: In the precision of `rows`.
+        rows: The vectors.
+        vectorized: False for models that `vmap` cannot run: one vector at a time.
+    """
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return task.loss(task.call({**parameters, **fixed}, batch), batch).sum()
+
+    def image(direction: Tensor) -> Tensor:
+        tangent = task.layout.unflatten(direction)
+        moved: dict[str, Tensor] = jvp(grad(loss), (trainable,), (tangent,))[1]
+        return task.layout.flatten(moved)
+
+    if vectorized:
+        images: Tensor = vmap(image, chunk_size=VECTORS)(rows)
+        return images.detach()
+    return torch.stack([image(row) for row in rows]).detach()
 
 
 def fit_hessian(task: Task, train: Examples) -> PrimalSpectrum:

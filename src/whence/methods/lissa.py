@@ -9,13 +9,12 @@ from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
 
 from whence.algebra import CallbackOperator, Damping, FactorOperator, LanczosBasis, SymmetricOperator, pairwise
 from whence.algebra.spectral import rounding_tolerance
 from whence.batches import Batch
 from whence.checks import require_count, require_positive
-from whence.curvature import KrylovForm
+from whence.curvature import KrylovForm, hessian_products
 from whence.data import Examples
 from whence.errors import InputError, NotPositiveDefiniteError, NumericalError
 from whence.gradients import cast_batch, loss_gradients, pull_back
@@ -31,7 +30,6 @@ LANCZOS_STEPS = 30  # a default scale has a margin of 2: a few percent are enoug
 PROBES = 8  # batches whose largest eigenvalues decide the default scale
 GROWTH = 10.0  # slack over the norm that a convergent series cannot exceed, for the noise of drawn batches
 EXAMPLES = 512  # examples a Hessian product differentiates at once
-VECTORS = 64  # vectors a Hessian product takes at once
 
 
 def lissa(
@@ -390,21 +388,8 @@ class _HessianOfRows:
 
     def _product(self, rows_of_data: Batch, rows: Tensor) -> Tensor:
         """Hessian of the summed loss of a few examples applied to rows (m, n_params)."""
-        task, (trainable, fixed) = self.task, self._state
-        batch = cast_batch(rows_of_data, self.dtype, task.device)
-
-        def loss(parameters: dict[str, Tensor]) -> Tensor:
-            return task.loss(task.call({**parameters, **fixed}, batch), batch).sum()
-
-        def image(direction: Tensor) -> Tensor:
-            tangent = task.layout.unflatten(direction)
-            moved: dict[str, Tensor] = jvp(grad(loss), (trainable,), (tangent,))[1]
-            return task.layout.flatten(moved)
-
-        if self._is_vectorizable:
-            images: Tensor = vmap(image, chunk_size=VECTORS)(rows)
-            return images.detach()
-        return torch.stack([image(row) for row in rows]).detach()
+        batch = cast_batch(rows_of_data, self.dtype, self.task.device)
+        return hessian_products(self.task, *self._state, batch, rows, vectorized=self._is_vectorizable)
 
     @cached_property
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

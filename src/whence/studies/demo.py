@@ -18,6 +18,7 @@ from whence.gradients import outputs_of
 from whence.methods import Inputs, attribute_with, self_influence
 from whence.progress import stage
 from whence.scores import Outcomes, ScoreMatrix
+from whence.studies.spacing import evenly
 from whence.studies.weighing import Retraining, Weighing, weigh
 from whence.task import Task, fingerprint
 from whence.training import Recipe, limited_threads, train
@@ -200,11 +201,6 @@ class Asked:
         others = [k for k in range(len(test)) if k not in set(chosen)]
         learning = [others[k] for k in evenly(len(others), plan.n_learning)]
         return cls(Inputs(task, train_set, test.subset(chosen)), test.subset(learning))
-
-
-def evenly(n: int, count: int) -> list[int]:
-    """`count` positions among `n`, or all of them where they are fewer."""
-    return list(range(n)) if count >= n else [k * n // count for k in range(count)]
 
 
 def accuracy(task: Task, examples: Examples) -> float:

@@ -22,6 +22,7 @@ from whence.studies.audit.candidates import CONTROL, Candidate, default_candidat
 from whence.studies.audit.cost import Costed, costed
 from whence.studies.audit.pilot import HALVES, Half, kept_plan, plan_pilot, run_pilot
 from whence.studies.audit.verdict import Audit
+from whence.studies.spacing import evenly
 from whence.task import Task
 from whence.training import Recipe
 
@@ -90,7 +91,7 @@ def audit(
     judged = {half: _judge(scored, outcomes[half], metric, confidence, seed) for half in HALVES}
     table = _table(wanted, scored, failed, judged)
     winner = _winner(wanted, table, failed)
-    notes = (*outcomes_notes(outcomes["verdict"]), *(f"{label}: {reason}." for label, reason in failed.items()))
+    notes = (*_silent_queries(outcomes["verdict"]), *(f"{label}: {reason}." for label, reason in failed.items()))
     spent = time.perf_counter() - started
     by_point = judged["verdict"].assign(ceiling=_ceilings(judged["verdict"], outcomes["verdict"], metric))
     return Audit(table, by_point, wanted, winner, metric, recipe.unit, gold, spent, float(seconds), confidence, notes)
@@ -163,7 +164,7 @@ def _ceilings(judged: pd.DataFrame, outcomes: Outcomes, metric: str) -> pd.Serie
     return judged["point"].map(ceiling).astype(float)
 
 
-def outcomes_notes(outcomes: Outcomes) -> tuple[str, ...]:
+def _silent_queries(outcomes: Outcomes) -> tuple[str, ...]:
     """Queries on which the pilot says nothing."""
     silent = sum(int(not bool(ok)) for ok in outcomes.defined(len(outcomes.points) - 1))
     if not silent:
@@ -180,4 +181,4 @@ def _distinct(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 def _evenly(queries: Examples, most: int) -> Examples:
     n = len(queries)
-    return queries if n <= most else queries.subset([k * n // most for k in range(most)])
+    return queries if n <= most else queries.subset(evenly(n, most))
