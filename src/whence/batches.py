@@ -106,6 +106,11 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return map_tensors(lambda x: x.to(device), batch)
 
 
+def cast_batch(batch: Batch, dtype: torch.dtype, device: torch.device | str) -> Batch:
+    """The same batch on `device`, floating tensors as `dtype`."""
+    return map_tensors(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype), batch)
+
+
 def single(batch: Batch) -> Batch:
     """A batch of one from the tensors of one example (adds the leading dimension)."""
     return map_tensors(lambda x: x.unsqueeze(0), batch)

@@ -7,7 +7,6 @@ from torch import nn
 from whence.errors import ModeError
 from whence.gradients import PATHS, check_gradients
 from whence.gradients.loop import pull_back_loop
-from whence.gradients.vectorized import pull_back_vmap
 from whence.task import Task
 from whence.testing.problems import PROBLEMS, mlp, mlp_regression
 
@@ -17,7 +16,7 @@ def test_good_models_agree(name):
     problem = PROBLEMS[name]()
     found = check_gradients(problem.task, problem.train)
     assert found.agrees
-    assert found.path == ("loop" if name == "branching" else "vmap")
+    assert found.path == ("loop" if name == "branching" else "hooks")
     assert set(found.relative_difference) == {found.path, "loop"}
     assert found.tolerance == 1e-10
     assert f"path {found.path}: agrees" in str(found)
@@ -62,18 +61,18 @@ def test_a_broken_path_is_found_and_its_parameter_named(monkeypatch, factor, sho
     problem = mlp_regression()
 
     def broken(task, *rest):
-        rows = pull_back_vmap(task, *rest).clone()
+        rows = pull_back_loop(task, *rest).clone()
         bias = slice(*task.layout.offsets[1:3])  # 0.bias
         rows[..., bias] *= factor
         return rows
 
-    monkeypatch.setitem(PATHS, "vmap", broken)
+    monkeypatch.setitem(PATHS, "hooks", broken)
     found = check_gradients(problem.task, problem.train)
     assert found.agrees == (shown == "agrees")
-    assert f"path vmap: {shown}" in str(found)
+    assert f"path hooks: {shown}" in str(found)
     assert found.relative_difference["loop"] <= found.tolerance
     if not found.agrees:
-        assert found.worst_parameter["vmap"] == "0.bias"
+        assert found.worst_parameter["hooks"] == "0.bias"
 
 
 def test_a_model_whose_answer_depends_on_the_batch_disagrees():
@@ -92,7 +91,7 @@ def test_a_model_whose_answer_depends_on_the_batch_disagrees():
 
 
 def test_float32_has_a_tolerance_of_its_own(monkeypatch):
-    monkeypatch.setitem(PATHS, "vmap", lambda *rest: pull_back_vmap(*rest) * (1 + 1e-5))
+    monkeypatch.setitem(PATHS, "hooks", lambda *rest: pull_back_loop(*rest) * (1 + 1e-5))
     problem = mlp_regression(dtype=torch.float32)
     found = check_gradients(problem.task, problem.train)
     assert (found.tolerance, found.agrees) == (1e-4, True)

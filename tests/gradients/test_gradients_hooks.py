@@ -12,9 +12,11 @@ from torch.testing import assert_close
 
 from whence.data import Examples
 from whence.errors import UnsupportedError
-from whence.gradients.hooks import HookCoverage, hook_coverage, plan_hooks, pull_back_hooks, supports_hooks
+from whence.gradients.hooks import pull_back_hooks
 from whence.gradients.layers import LAYER_RULES, KroneckerRule, LayerRule, rule_for
 from whence.gradients.loop import pull_back_loop
+from whence.gradients.plan import plan_hooks
+from whence.gradients.route import HookCoverage, hook_coverage, right_plan, route_of
 from whence.rng import torch_generator
 from whence.task import Task, model_state
 from whence.testing.problems import PROBLEMS
@@ -64,6 +66,10 @@ def assert_right(task, x, n_cotangents=2):
     assert not found.requires_grad
     assert float(expected.abs().max()) > 0
     assert_close(found, expected, rtol=0, atol=ROUNDING * float(expected.abs().max()))
+
+
+def supports_hooks(task, examples):
+    return route_of(task.with_model(task.model), examples).path == "hooks"  # of a new task nothing is known yet
 
 
 # --- one layer at a time ----------------------------------------------------------------------------------------------
@@ -601,7 +607,7 @@ def test_hooks_go_also_after_an_error():
         pull_back_hooks(task, trainable, fixed, x, normal("v", 4, 1, 2))
     assert set(hooks_of(task.model)) == {0}
     assert all(p is parameters[name] for name, p in task.model.named_parameters())
-    assert not supports_hooks(task, Examples(x))
+    assert right_plan(task, x) is None
 
 
 def test_given_parameters_are_used_not_the_models_own():
@@ -615,3 +621,36 @@ def test_given_parameters_are_used_not_the_models_own():
         found = pull_back_hooks(task, trainable, fixed, x, v)
     assert_close(found, expected, rtol=0, atol=ROUNDING * float(expected.abs().max()))
     assert not any(p.requires_grad for p in trainable.values())
+
+
+class Places(nn.Module):
+    """Words, and an embedding of their places that is looked up once for all examples."""
+
+    def __init__(self, once=True):
+        super().__init__()
+        self.words, self.places, self.head = nn.Embedding(7, 4), nn.Embedding(5, 4), nn.Linear(4, 2)
+        self.once = once
+
+    def forward(self, x):
+        places = torch.arange(x.shape[1])
+        found = self.places(places[None] if self.once else places.expand(len(x), -1))
+        return self.head(torch.tanh(self.words(x) + found)).mean(1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_layer_that_all_examples_share_has_a_gradient_for_each(n):
+    task, x = task_of(Places()), words(n, 5)
+    assert_right(task, x)
+    assert hook_coverage(task, Examples(x)).fallback == {}
+    assert_close(both(task, x)[0], both(task_of(Places(once=False)), x)[0], rtol=0, atol=1e-12)
+
+
+def test_an_input_that_is_shared_by_chance_of_its_values_is_not_believed():
+    """One row in the probes, more later: the layer is not as planned, and takes the other path."""
+
+    class Later(Places):
+        def forward(self, x):
+            self.once = len(x) <= 3
+            return super().forward(x)
+
+    assert_right(task_of(Later()), words(6, 5))

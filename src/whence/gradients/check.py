@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from whence.batches import cast_batch
 from whence.data import Examples
 from whence.gradients.loop import loss_gradients_loop
-from whence.gradients.rows import PATHS, cast_batch, choose_path, outputs_of, slopes
+from whence.gradients.route import choose_path
+from whence.gradients.rows import PATHS, outputs_of, slopes
 from whence.task import Task, model_state, working_dtype
 
 FLOAT32_TOLERANCE = 1e-4  # of the largest entry: sums of thousands of float32 products in another order

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from whence.batches import Batch, map_tensors
+from whence.batches import Batch, cast_batch, take
 from whence.checks import look_up, require_finite
 from whence.data import Examples
 from whence.errors import NonFiniteError, ShapeError
 from whence.gradients.hooks import pull_back_hooks
 from whence.gradients.loop import pull_back_loop
+from whence.gradients.route import Route, agrees, route_of, to_check
 from whence.gradients.vectorized import pull_back_vmap, push_forward
 from whence.task import Task, model_state, working_dtype
 
@@ -24,11 +25,6 @@ PullBack = Callable[[Task, dict[str, Tensor], dict[str, Tensor], Batch, Tensor],
 PATHS: dict[str, PullBack] = {"hooks": pull_back_hooks, "vmap": pull_back_vmap, "loop": pull_back_loop}
 DEFAULT_MEMORY = 256 * 2**20  # bytes for one block of gradients
 PASSES = 4  # copies of a block that live at once: the vmapped gradient, its flattening, and the consumer's product
-
-
-def cast_batch(batch: Batch, dtype: torch.dtype, device: torch.device | str) -> Batch:
-    """The batch on `device`, floating tensors as `dtype`."""
-    return map_tensors(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype), batch)
 
 
 def chunk_size(n_rows: int, n_params: int, dtype: torch.dtype, memory: int = DEFAULT_MEMORY) -> int:
@@ -51,8 +47,8 @@ def pull_back(
         task: Model and contract, in eval mode.
         examples: `n` examples.
         cotangents: (n, r, c) or (n, c): vectors in the space of the c flattened outputs of each example.
-        path: "hooks" (layer by layer, see `hook_coverage`), "vmap", "loop", or "auto": vmap, and the loop where a model
-            cannot be vmapped.
+        path: "hooks" (layer by layer, see `hook_coverage`), "vmap", "loop", or "auto": hooks where every parameter has
+            a rule and they agree with plain autograd, else vmap, and the loop where a model cannot be vmapped.
         dtype: Precision; default the parameters' own, never below float32.
         memory: Bytes that one block may take.
     Yields:
@@ -66,27 +62,36 @@ def pull_back(
     dtype = working_dtype(task.model, dtype)
     trainable, fixed = model_state(task.model, dtype)
     size = chunk_size(cotangents.shape[1], task.layout.n_params, dtype, memory)
-    run = PATHS[choose_path(task, examples)] if path == "auto" else look_up(PATHS, path, "gradient path")
+    if path != "auto":
+        look_up(PATHS, path, "gradient path")
+    route = route_of(task, examples) if path == "auto" else Route(path)
     for positions, found in examples.batches(size):
         part = slice(int(positions[0]), int(positions[-1]) + 1)
         batch = cast_batch(found, dtype, task.device)
-        rows = run(task, trainable, fixed, batch, cotangents[part].to(device=task.device, dtype=dtype))
+        v = cotangents[part].to(device=task.device, dtype=dtype)
+        rows = _run(route, task, (trainable, fixed), batch, v, to_check(part))
         _require_finite_rows(rows, task, examples, part)
         yield part, rows.detach()
 
 
-def choose_path(task: Task, examples: Examples) -> str:
-    """ "vmap" where the model can be vmapped (tried on two examples), else "loop"."""
-    dtype = working_dtype(task.model)
-    trainable, fixed = model_state(task.model, dtype)
-    batch = cast_batch(examples.batch(range(min(2, len(examples)))), dtype, task.device)
-    with torch.no_grad():
-        outputs = task.call({**trainable, **fixed}, batch)
-    try:
-        pull_back_vmap(task, trainable, fixed, batch, torch.ones_like(outputs).reshape(outputs.shape[0], 1, -1))
-    except (RuntimeError, NotImplementedError, ValueError):
-        return "loop"
-    return "vmap"
+def _run(
+    route: Route,
+    task: Task,
+    state: tuple[dict[str, Tensor], dict[str, Tensor]],
+    batch: Batch,
+    cotangents: Tensor,
+    example: int | None,
+) -> Tensor:
+    """Rows of one block; those by a plan of hooks are compared with the loop on one example."""
+    if route.plan is None:
+        return PATHS[route.path](task, *state, batch, cotangents)
+    rows = pull_back_hooks(task, *state, batch, cotangents, plan=route.plan)
+    if example is None:
+        return rows
+    one = torch.tensor([example])
+    if agrees(rows[one], pull_back_loop(task, *state, take(batch, one), cotangents[one])):
+        return rows
+    return pull_back_loop(task, *state, batch, cotangents)
 
 
 def _require_finite_rows(rows: Tensor, task: Task, examples: Examples, part: slice) -> None:

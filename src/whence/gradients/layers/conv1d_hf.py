@@ -5,7 +5,7 @@ It is recognised by its name and attributes, so that transformers need not be in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -34,6 +34,14 @@ class TransposedLinearRule(KroneckerRule):
     def factors(self, module: nn.Module, x: Captured, g: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Inputs (n, s, i) and output gradients (n, s, o), as for `nn.Linear`; the stored weight is the transpose."""
         return positions(x, n), positions(g, n)
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """(m, i, o) to (m, o, i)."""
+        return weight.transpose(1, 2)
+
+    def from_matrix(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
+        """(m, o, i) to (m, i, o)."""
+        return matrix.transpose(1, 2)
 
     def fill(self, module: nn.Module, x: Captured, g: Tensor, n: int, out: Mapping[str, Tensor]) -> None:
         """Weight (n, i, o) and bias (n, o)."""

@@ -30,6 +30,11 @@ class LocalRule(LayerRule):
         state = {**module._parameters, **module._buffers}
         return x.detach(), {name: t.detach() for name, t in state.items() if t is not None}
 
+    def of_examples(self, x: Captured, first: int, stop: int, n: int) -> Captured:
+        """Of the input; the parameters are the same for all."""
+        inputs, state = x
+        return super().of_examples(inputs, first, stop, n), state
+
     def fill(self, module: nn.Module, x: Captured, g: Tensor, n: int, out: Mapping[str, Tensor]) -> None:
         """All wanted parameters, (n, *shape)."""
         inputs, state = _cast(x[0], g.dtype), {name: _cast(t, g.dtype) for name, t in x[1].items()}

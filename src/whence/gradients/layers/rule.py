@@ -27,6 +27,11 @@ class LayerRule(ABC):
         """What `gradients` needs of the input, taken during the call, while the call's parameters are in place."""
         return x.detach()
 
+    def of_examples(self, x: Captured, first: int, stop: int, n: int) -> Captured:
+        """What `capture` kept, of the examples from `first` to `stop` of `n` only."""
+        each = x.shape[0] // n
+        return x[first * each : stop * each]
+
     @abstractmethod
     def fill(self, module: nn.Module, x: Captured, g: Tensor, n: int, out: Mapping[str, Tensor]) -> None:
         """Write per-example gradients of some of the module's own parameters.
@@ -63,6 +68,14 @@ class KroneckerRule(LayerRule):
         The gradient of the weight, as a matrix (o, i), is `sum_s g_s a_s^T`, that of the bias `sum_s g_s`; a has no
         column of ones for the bias.
         """
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """Weights (m, *shape of the parameter) as the matrices (m, o, i) that the factors make."""
+        return weight.flatten(2)
+
+    def from_matrix(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
+        """The inverse of `as_matrix`: (m, o, i) to (m, *shape)."""
+        return matrix.reshape(len(matrix), *shape)
 
 
 def per_example(x: Tensor, n: int) -> Tensor:
