@@ -19,8 +19,9 @@ F64 = torch.float64
 # Sums in another order, through an eigen-decomposition or 1e-10 of conjugate gradients.
 REORDERED = 1e-8
 UNITS = {"influence_gn", "influence_hessian", "influence_cg", "horizon", "horizon_ahead", "unrolled"}
-UNITS |= {"lissa", "lissa_hessian"}
+UNITS |= {"lissa", "lissa_hessian", "arnoldi", "kfac", "ekfac"}
 RANKS_ONLY = {"grad_dot", "grad_cos", "embedding_cosine", "random", "trak", "tracin", "representer", "datainf"}
+RANKS_ONLY |= {"influence_fisher"}
 RECIPE = Recipe(lr=0.05, batch_size=5, epochs=4)
 CHECKPOINT = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double().state_dict()
 OPTIONS = {
@@ -32,11 +33,13 @@ OPTIONS = {
     "horizon_ahead": {"recipe": RECIPE},
     "unrolled": {"recipe": Recipe(lr=0.05, batch_size=100, epochs=4)},  # one batch: no order of the data
     "trak": {"dim": 4, "n_projections": 2},
+    "arnoldi": {"rank": 10, "n_iterations": 30},
     "tracin": {"checkpoints": [CHECKPOINT], "learning_rates": 0.1},
 }
 
 
 STREAMED = {"grad_dot", "grad_cos", "influence_cg", "influence_hessian", "lissa", "lissa_hessian", "datainf", "trak"}
+STREAMED |= {"arnoldi", "kfac", "ekfac"}
 
 
 def never(*_, **__):
@@ -45,10 +48,18 @@ def never(*_, **__):
 
 def refuse_work(patch):
     """Fail where gradients or a curvature are computed."""
-    gradients = ("inputs", "grad_dot", "grad_cos", "trak", "tracin", "datainf", "lissa")
-    for name in (*gradients, "horizon", "horizon_ahead", "influence_cg", "influence_hessian"):
-        for work in ("fit_gauss_newton", "fit_hessian", "loss_gradients", "measure_gradients", "pull_back"):
+    gradients = ("inputs", "grad_dot", "grad_cos", "trak", "tracin", "datainf", "lissa", "ekfac")
+    for name in (*gradients, "horizon", "horizon_ahead", "influence_cg", "influence_hessian", "arnoldi"):
+        for work in (
+            "fit_gauss_newton",
+            "fit_hessian",
+            "fit_kronecker",
+            "loss_gradients",
+            "loss_products",
+            "pull_back",
+        ):
             patch.setattr(f"whence.methods.{name}.{work}", never, raising=False)
+        patch.setattr(f"whence.methods.{name}.measure_gradients", never, raising=False)
 
 
 # --- names and options ------------------------------------------------------------------------------------------------
@@ -56,7 +67,7 @@ def refuse_work(patch):
 
 def test_an_unknown_method_is_answered_with_the_nearest(regression, monkeypatch):
     monkeypatch.setattr(Task, "check", never)
-    with pytest.raises(UnknownNameError, match=r"method 'graddot'. Did you mean 'grad_dot'\? Known: datainf,"):
+    with pytest.raises(UnknownNameError, match=r"method 'graddot'. Did you mean 'grad_dot'\? Known: arnoldi, datainf,"):
         attribute(*regression(), "graddot")
 
 
@@ -228,6 +239,7 @@ def test_a_repeated_example_scores_like_its_twin(method, classification):
 def test_top_k_of_the_block_stream_is_that_of_the_matrix(method, classification, monkeypatch):
     problem = classification(hidden=4, n_train=20)
     monkeypatch.setattr("whence.gradients.rows.chunk_size", lambda *_: 3)
+    monkeypatch.setattr("whence.gradients.products.PASS_EXAMPLES", 3)
     inputs, preset = Inputs(*problem), METHODS[method]
     source = block_source(preset, inputs, preset.compute(inputs, **OPTIONS.get(method, {})))
     matrix = attribute(*problem, method, **OPTIONS.get(method, {}))

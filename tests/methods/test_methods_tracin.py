@@ -15,6 +15,7 @@ from whence.methods.scoring import block_source
 from whence.methods.tracin import TRACIN, tracin
 from whence.scores import ScoreMatrix
 from whence.task import GroupWeights, ParameterGroups, Task, fingerprint
+from whence.testing.problems import TiedNet
 
 F64 = torch.float64
 EXACT = 1e-12  # sums of a few dozen products in another order
@@ -160,7 +161,7 @@ def test_blocks_of_the_train_set_do_not_matter(classification, monkeypatch, asse
 
 @pytest.fixture
 def no_gradients(monkeypatch):
-    monkeypatch.setattr("whence.methods.tracin.loss_gradients", lambda *_, **__: pytest.fail("gradients were computed"))
+    monkeypatch.setattr("whence.methods.tracin.loss_products", lambda *_, **__: pytest.fail("gradients were computed"))
 
 
 def spoiled(state, how):
@@ -175,21 +176,50 @@ def spoiled(state, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "message", "in_file"),
+    ("how", "message"),
     [
-        ("missing", r"missing: 2\.bias", r"missing \['2\.bias'\]"),
-        ("unexpected", r"not in the model: 3\.weight", r"not in the model \['3\.weight'\]"),
-        ("shape", r"of another shape: 0\.weight is \(3, 4\) for \(4, 3\)", r"size mismatch for 0\.weight"),
+        ("missing", r"missing: 2\.bias"),
+        ("unexpected", r"not in the model: 3\.weight"),
+        ("shape", r"of another shape: 0\.weight is \(3, 4\) for \(4, 3\)"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_named(how, message, in_file, classification, tmp_path, no_gradients):
+def test_a_checkpoint_that_does_not_fit_is_named(how, message, classification, tmp_path, no_gradients):
     problem = classification(hidden=4)
     good, bad = states_of(problem.task, 2)
-    with pytest.raises(InputError, match=rf"Checkpoint 1 does not fit the model\. Parameters {message}"):
+    with pytest.raises(InputError, match=rf"^Checkpoint 1 does not fit the model\. Parameters and buffers {message}"):
         scores(problem, checkpoints=[good, spoiled(bad, how)])
     torch.save({name: x.clone() for name, x in spoiled(bad, how).items()}, tmp_path / "bad.pt")
-    with pytest.raises(DataError, match=rf"(?s)Checkpoint 1: .*bad\.pt does not fit the model: .*{in_file}"):
+    with pytest.raises(DataError, match=rf"^Checkpoint 1: .*bad\.pt does not fit the model\. .*{message}"):
         scores(problem, checkpoints=[good, tmp_path / "bad.pt"])
+
+
+def test_what_was_changed_to_fit_is_in_the_settings(classification, tmp_path, assert_same):
+    problem = classification(hidden=4)
+    (state,) = states_of(problem.task, 1)
+    half = {name: x.half() for name, x in state.items()}
+    save_file({f"module.{name}": x for name, x in half.items()}, tmp_path / "half.safetensors")
+    found = scores(problem, checkpoints=[tmp_path / "half.safetensors", half])
+    wanted = scores(problem, checkpoints=[{name: x.double() for name, x in half.items()}])
+    assert_same(found.values, 2 * wanted.values, EXACT)
+    marks = found.provenance["settings"]["checkpoints"]
+    assert [(mark.get("stripped"), mark["cast"]) for mark in marks] == [
+        ("module.", ["float16 to float64"]),
+        (None, ["float16 to float64"]),
+    ]
+
+
+def test_a_checkpoint_may_hold_a_tied_tensor_once(tmp_path):
+    task, train, queries = tied_problem()
+    whole = task.model.state_dict()
+    once = {name: x for name, x in whole.items() if name != "decoder.weight"}
+    assert len(once) < len(whole)
+    found = scores((task, train, queries), checkpoints=[once]).values
+    assert torch.equal(found, scores((task, train, queries), checkpoints=[whole]).values)
+
+
+def tied_problem():
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+    return Task.regression(TiedNet(3).eval()), Examples((x[:4], x[:4])), Examples((x[4:], x[4:]))
 
 
 def test_all_that_is_wrong_with_a_state_dict_is_told(classification, no_gradients):

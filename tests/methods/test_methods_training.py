@@ -282,7 +282,13 @@ def test_epochs_count_batches(regression, assert_same):
 @pytest.mark.parametrize("method", ["horizon", "horizon_ahead"])
 @pytest.mark.parametrize(
     ("options", "what"),
-    [({"optimizer": "adam"}, "optimizer 'adam'"), ({"optimizer": "adamw"}, "'adamw'"), ({"clip_norm": 1.0}, "clipped")],
+    [
+        ({"clip_norm": 1.0}, "clipped"),
+        ({"optimizer": "adam", "clip_norm": 1.0}, "clipped"),
+        ({"optimizer": "adam", "weight_decay": 0.1}, r"optimizer 'adam' with weight_decay=0.1.*adamw"),
+        ({"optimizer": "adamw", "weight_decay": 0.1, "schedule": "linear"}, r"weight_decay=0.1, schedule 'linear'"),
+        ({"optimizer": "adamw", "weight_decay": 0.1, "warmup_steps": 3}, "3 warm-up steps"),
+    ],
 )
 def test_recipes_that_no_filter_describes_are_refused_before_the_curvature(
     method, options, what, regression, monkeypatch

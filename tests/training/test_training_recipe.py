@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from whence.errors import InputError, UnknownNameError, UnsupportedError
 from whence.training import OPTIMIZERS, Recipe
+from whence.training.preconditioner import AdamSteps
 from whence.training.schedules import SCHEDULES
 
 GOOD = {"lr": 0.1, "batch_size": 4, "epochs": 3}
@@ -118,6 +119,31 @@ def test_dynamics_carry_every_rate_up_to_the_point():
 def test_dynamics_refuse_what_no_spectrum_describes(change, what):
     with pytest.raises(UnsupportedError, match=what):
         Recipe(**GOOD, **change).dynamics(1, 14)
+
+
+def test_scaled_dynamics_are_those_of_adam_and_plain_ones_of_sgd():
+    plain = Recipe(**GOOD, momentum=0.9, weight_decay=0.01, schedule="linear")
+    assert plain.scaled_dynamics(2, 14) == plain.dynamics(2, 14)
+    adam = Recipe(**GOOD, optimizer="adam", betas=(0.8, 0.99), schedule="linear", warmup_steps=2)
+    rates = tuple(adam.lr_at(k, 14) for k in range(8))
+    assert adam.scaled_dynamics(2, 14) == AdamSteps.following(rates, 0.8)
+    decayed = Recipe(**GOOD, optimizer="adamw", weight_decay=0.1)
+    assert decayed.scaled_dynamics(1, 14) == AdamSteps.following((0.1,) * 4, 0.9, 0.1)
+    assert (plain.rescales, adam.rescales, decayed.rescales) == (False, True, True)
+
+
+@pytest.mark.parametrize(
+    "change, what",
+    [
+        ({"clip_norm": 1.0}, "clipped"),
+        ({"optimizer": "adam", "clip_norm": 1.0}, "clipped"),
+        ({"optimizer": "adam", "weight_decay": 0.1}, "optimizer='adamw'"),
+        ({"optimizer": "adamw", "weight_decay": 0.1, "schedule": "cosine"}, "constant learning rate"),
+    ],
+)
+def test_scaled_dynamics_refuse_what_a_constant_scale_does_not_follow(change, what):
+    with pytest.raises(UnsupportedError, match=what):
+        Recipe(**GOOD, **change).scaled_dynamics(2, 14)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -44,6 +44,10 @@ CASES = {
     "lissa": ("lissa", {"depth": 100}),
     "lissa, hessian": ("lissa_hessian", {"damping": Damping.absolute(4.0), "depth": 20}),
     "datainf": ("datainf", {}),
+    "fisher": ("influence_fisher", {"fisher": "empirical"}),
+    "arnoldi": ("arnoldi", {"rank": 12, "n_iterations": 38}),
+    "kfac": ("kfac", {}),
+    "ekfac": ("ekfac", {}),
     "trak": ("trak", {"dim": 4, "n_projections": 2}),
     "tracin": ("tracin", {"checkpoints": [classifier().task.model.state_dict()]}),
 }

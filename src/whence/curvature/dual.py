@@ -16,7 +16,7 @@ from whence.curvature.linearized import LinearizedTrain
 @final
 @dataclass(frozen=True, eq=False)
 class DualForm:
-    """C = A^T A through the eigenvalues of A A^T, (n r) x (n r)."""
+    """C = A^T A through the eigenvalues of A A^T, (n k) x (n k)."""
 
     linear: LinearizedTrain
 
@@ -44,16 +44,16 @@ class DualForm:
         return self._spectrum.bilinear(filter, inner, self._rooted(pushed), self._factor_of_gradients(contrasts))
 
     def look_ahead_rows(self, steps: Steps, queries: Tensor, gradient: Tensor) -> Tensor:
-        """Second term of the exact look-ahead by rows of A: queries (m, n_params), gradient (n_params,) -> (m, n r)."""
+        """Second term of the exact look-ahead by rows of A: queries (m, n_params), gradient (n_params,) -> (m, n k)."""
         at_queries = self._factor_times(queries)
         return self._spectrum.look_ahead_rows(steps, at_queries, self._factor_times(gradient[None])[:, 0])
 
     @cached_property
     def _gram(self) -> Tensor:
         """H^T J_i J_k^T H, (n r, n r) float64."""
-        n_rows = self.linear.n_rows
-        gram = torch.empty(n_rows, n_rows, dtype=torch.float64, device=self.linear.task.device)
         r = self.linear.n_contrasts
+        size = self.linear.n_train * r
+        gram = torch.empty(size, size, dtype=torch.float64, device=self.linear.task.device)
         for left, rows in self.linear.blocks():
             for right, others in self.linear.blocks():
                 product = rows.flatten(0, 1) @ others.flatten(0, 1).T
@@ -65,11 +65,11 @@ class DualForm:
         n, r = self.linear.n_train, self.linear.n_contrasts
         roots = self.linear.roots / n**0.5
         blocks = self._gram.reshape(n, r, n, r)
-        rooted = torch.einsum("iab,iakc,kcd->ibkd", roots, blocks, roots)
-        return DualSpectrum.from_gram(rooted.reshape(n * r, n * r), self.linear.n_params)
+        rooted = torch.einsum("iab,iajc,jcd->ibjd", roots, blocks, roots)
+        return DualSpectrum.from_gram(rooted.flatten(2).flatten(0, 1), self.linear.n_params)
 
     def _rooted(self, pushed: Tensor) -> Tensor:
-        """A x from H^T J x: (m, n, r) -> (n r, m)."""
+        """A x from H^T J x: (m, n, r) -> (n k, m)."""
         rooted = torch.einsum("iab,mia->ibm", self.linear.roots / self.linear.n_train**0.5, pushed)
         return rooted.reshape(self.linear.n_rows, -1)
 
@@ -77,13 +77,13 @@ class DualForm:
         return self._rooted(self.linear.push(rows))
 
     def _factor_of_gradients(self, contrasts: Tensor) -> Tensor:
-        """A b_i for all train gradients b_i = J_i^T H t_i: (n r, n)."""
+        """A b_i for all train gradients b_i = J_i^T H t_i: (n k, n)."""
         n, r = self.linear.n_train, self.linear.n_contrasts
         columns = torch.einsum("xia,ia->xi", self._gram.reshape(n * r, n, r), contrasts)
         return self._rooted(columns.reshape(n, r, n).permute(2, 0, 1))
 
     def _factor_transposed(self, values: Tensor) -> Tensor:
-        """A^T y for columns y (n r, m): (m, n_params)."""
-        n, r = self.linear.n_train, self.linear.n_contrasts
-        weights = torch.einsum("iab,ibm->mia", self.linear.roots / n**0.5, values.reshape(n, r, -1))
+        """A^T y for columns y (n k, m): (m, n_params)."""
+        n, k = self.linear.n_train, self.linear.n_roots
+        weights = torch.einsum("iab,ibm->mia", self.linear.roots / n**0.5, values.reshape(n, k, -1))
         return self.linear.pull(weights).double()

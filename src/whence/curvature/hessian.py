@@ -7,11 +7,10 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from whence.algebra import PrimalSpectrum
-from whence.batches import Batch
+from whence.batches import Batch, cast_batch
 from whence.curvature.gauss_newton import LARGEST_DENSE
 from whence.data import Examples
 from whence.errors import UnsupportedError
-from whence.gradients import cast_batch
 from whence.task import Task, model_state
 
 BATCH = 512  # train examples differentiated at once

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import final
 
 import torch
@@ -23,6 +23,7 @@ from whence.algebra import (
     look_ahead_kernel,
 )
 from whence.curvature.linearized import LinearizedTrain
+from whence.curvature.matrix_free import matrix_free_product, prefers_matrix_free
 
 BASIS_MEMORY = 2 * 2**30  # bytes of Krylov vectors held for one block of queries
 REMEMBERED = 2  # blocks of rows whose Krylov spaces are kept: one of queries, and the gradient of the train loss
@@ -44,7 +45,7 @@ class KrylovForm:
     @cached_property
     def mean_eigenvalue(self) -> float:
         """trace(C) / n_params."""
-        total = sum(float(a.square().sum(dtype=torch.float64)) for a in self._factors())
+        total = sum(float(a.square().sum(dtype=torch.float64)) for _, a in self.linear.factor_blocks())
         return total / self.linear.n_params
 
     @cached_property
@@ -54,7 +55,10 @@ class KrylovForm:
 
     @cached_property
     def operator(self) -> SymmetricOperator:
-        """C as an operator on rows: one product with a stored factor, or one pass over the train set."""
+        """C as an operator on rows: matrix-free, by a stored factor, or by one that every product computes anew."""
+        if prefers_matrix_free(self.linear):
+            product_of = partial(matrix_free_product, self.linear)
+            return CallbackOperator(self.linear.n_params, product_of, self.linear.dtype, self.linear.task.device)
         if self.linear.fits_memory:
             return FactorOperator(self._factor)
 
@@ -72,7 +76,7 @@ class KrylovForm:
             self.linear.n_rows, self.linear.n_params, dtype=self.linear.dtype, device=self.linear.task.device
         )
         for part, rows in self.linear.factor_blocks():
-            first = part.start * self.linear.n_contrasts
+            first = part.start * self.linear.n_roots
             factor[first : first + len(rows)] = rows
         return factor
 
@@ -96,7 +100,7 @@ class KrylovForm:
         return (self.linear.push(self.solve(filter, queries)) * contrasts).sum(-1)
 
     def look_ahead_rows(self, steps: Steps, queries: Tensor, gradient: Tensor) -> Tensor:
-        """Second term of the exact look-ahead by rows of A: queries (m, n_params), gradient (n_params,) -> (m, n r).
+        """Second term of the exact look-ahead by rows of A: queries (m, n_params), gradient (n_params,) -> (m, n k).
 
         The eigenvectors of C are replaced by the Ritz vectors of each query and of the gradient.
 
@@ -105,7 +109,7 @@ class KrylovForm:
         """
         own = self._grown(Horizon(steps), gradient[None].to(self.linear.dtype))
         s_b, gamma, vectors_b = _ritz_vectors(own)
-        at_b = self._factor_times(vectors_b[0])  # (n r, k_b)
+        at_b = self._factor_times(vectors_b[0])  # (n k, k_b)
         result = []
         for part in self._parts(queries):
             s_a, alpha, vectors_a = _ritz_vectors(self._grown(Horizon(steps), part))
@@ -117,12 +121,12 @@ class KrylovForm:
         return torch.cat(result)
 
     def _weighted_rows(self, weights: Tensor, vectors: Tensor, at_b: Tensor) -> Tensor:
-        """sum_ab weights_ab (A u_a)_r (A u_b)_r for several queries: (m, k_a, k_b), (m, k_a, n_params) -> (m, n r)."""
-        at_a = self._factor_times(vectors.flatten(0, 1)).reshape(-1, *weights.shape[:2])  # (n r, m, k_a)
+        """sum_ab weights_ab (A u_a)_r (A u_b)_r for several queries: (m, k_a, k_b), (m, k_a, n_params) -> (m, n k)."""
+        at_a = self._factor_times(vectors.flatten(0, 1)).reshape(-1, *weights.shape[:2])  # (n k, m, k_a)
         return torch.einsum("rma,mab,rb->mr", at_a, weights, at_b)
 
     def _factor_times(self, vectors: Tensor) -> Tensor:
-        """A v for rows v (k, n_params): (n r, k) float64."""
+        """A v for rows v (l, n_params): (n k, l) float64."""
         return torch.cat([(a @ vectors.to(a.dtype).T).double() for a in self._factors()])
 
     def _known(self, filter: ResolvableFilter) -> ResolvableFilter:

@@ -10,9 +10,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from whence.batches import cast_batch
 from whence.data import Examples
 from whence.errors import UnsupportedError
-from whence.gradients import cast_batch, chunk_size, outputs_of, pull_back, slopes
+from whence.gradients import chunk_size, outputs_of, pull_back, slopes
 from whence.task import Task, model_state, working_dtype
 from whence.task.losses import hessian_root, output_basis
 
@@ -26,16 +27,21 @@ class LinearizedTrain:
     """Jacobian rows `H^T J_i`, loss slopes and loss-Hessian roots of every train example.
 
     The rows of example i span what its loss can feel: `V_i = H S_i S_i^T H^T` and `l'_i = H t_i`, with the fixed basis
-    H of the loss (see `whence.task.losses`).
+    H of the loss (see `whence.task.losses`). Fisher matrices put other slopes in the place of the Hessian's roots, and
+    may have a basis H_i for each example.
+
+    With a `scale` d all rows are those of the parameters in other units, z = parameters / d: Jacobians are multiplied
+    by d, parameters divided by it, and `mean_gradient`, `pull` and `push` are in the new units. See `scaled`.
 
     Attributes:
         task: Model and loss.
         train: Train examples.
         dtype: Precision of the rows.
         outputs: (n, ...), outputs of the final model.
-        basis: H (c, r).
-        roots: S (n, r, r), float64.
+        basis: H (c, r), or (n, c, r) with one for each example.
+        roots: S (n, r, k), float64.
         contrast_slopes: t (n, r), float64: the slopes of the losses in the basis.
+        scale: d (n_params,), float64, positive; None for 1.
     """
 
     task: Task
@@ -45,6 +51,7 @@ class LinearizedTrain:
     basis: Tensor
     roots: Tensor
     contrast_slopes: Tensor
+    scale: Tensor | None = None
 
     @classmethod
     def of(cls, task: Task, train: Examples, *, dtype: torch.dtype | None = None) -> LinearizedTrain:
@@ -70,10 +77,7 @@ class LinearizedTrain:
         batch = cast_batch(train.all(), torch.float64, task.device)
         roots = hessian_root(task.loss.hessian(flat, batch), basis)
         contrasts = slopes(task.loss, exact, train) @ basis
-        if dtype is None:
-            size = len(train) * basis.shape[1] * task.layout.n_params * torch.float64.itemsize
-            dtype = torch.float64 if size <= EXACT_CACHE else working_dtype(task.model)
-        return cls(task, train, dtype, exact, basis, roots, contrasts)
+        return cls(task, train, dtype or rows_dtype(task, len(train) * basis.shape[1]), exact, basis, roots, contrasts)
 
     @property
     def n_train(self) -> int:
@@ -83,12 +87,17 @@ class LinearizedTrain:
     @property
     def n_contrasts(self) -> int:
         """r, Jacobian rows of each example."""
-        return self.basis.shape[1]
+        return self.basis.shape[-1]
+
+    @property
+    def n_roots(self) -> int:
+        """k, rows of the curvature's factor for each example; r for a Gauss-Newton matrix."""
+        return self.roots.shape[-1]
 
     @property
     def n_rows(self) -> int:
-        """n * r, rows of the curvature's factor."""
-        return self.n_train * self.n_contrasts
+        """n * k, rows of the curvature's factor."""
+        return self.n_train * self.n_roots
 
     @property
     def n_params(self) -> int:
@@ -109,10 +118,10 @@ class LinearizedTrain:
     @property
     def fits_memory(self) -> bool:
         """Whether all rows are kept in memory."""
-        return self.n_rows * self.n_params * self.dtype.itemsize <= CACHE
+        return self.n_train * self.n_contrasts * self.n_params * self.dtype.itemsize <= CACHE
 
     def factor_blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """(slice of examples, rows of A (b * r, n_params)) with C = A^T A: A_i = S_i^T H^T J_i / sqrt(n)."""
+        """(slice of examples, rows of A (b * k, n_params)) with C = A^T A: A_i = S_i^T H^T J_i / sqrt(n)."""
         scaled = (self.roots / self.n_train**0.5).to(self.dtype)
         for part, rows in self.blocks():
             yield part, (scaled[part].transpose(1, 2) @ rows).flatten(0, 1)
@@ -144,12 +153,17 @@ class LinearizedTrain:
         return total / (self.n_train * self.n_params)
 
     def parameters(self) -> Tensor:
-        """The final parameters as one vector, float64."""
+        """The final parameters as one vector, in the units of the rows, float64."""
         trainable, _ = model_state(self.task.model, torch.float64)
-        return self.task.layout.flatten(trainable)
+        flat = self.task.layout.flatten(trainable)
+        return flat if self.scale is None else flat / self.scale
+
+    def scaled(self, vectors: Tensor) -> Tensor:
+        """Gradients (..., n_params) into the units of the rows, or displacements out of them: both times `scale`."""
+        return vectors if self.scale is None else vectors * self.scale.to(vectors.dtype)
 
     def slopes_at(self, shift: Tensor) -> Tensor:
-        """Loss slopes in the basis after the outputs move by `H shift`; shift (n, r) -> (n, r)."""
+        """Loss slopes in the shared basis after the outputs move by `H shift`; shift (n, r) -> (n, r)."""
         moved = self.outputs + (shift @ self.basis.T).reshape(self.outputs.shape)
         return slopes(self.task.loss, moved, self.train) @ self.basis
 
@@ -161,5 +175,12 @@ class LinearizedTrain:
         return rows
 
     def _computed(self) -> Iterator[tuple[slice, Tensor]]:
-        cotangents = self.basis.T.expand(self.n_train, -1, -1)
-        yield from pull_back(self.task, self.train, cotangents, dtype=self.dtype)
+        cotangents = self.basis.transpose(-1, -2).expand(self.n_train, -1, -1)
+        for part, rows in pull_back(self.task, self.train, cotangents, dtype=self.dtype):
+            yield part, self.scaled(rows)
+
+
+def rows_dtype(task: Task, n_rows: int) -> torch.dtype:
+    """Precision of `n_rows` Jacobian rows: float64 where they fit 1 GiB, else the model's own."""
+    size = n_rows * task.layout.n_params * torch.float64.itemsize
+    return torch.float64 if size <= EXACT_CACHE else working_dtype(task.model)

@@ -39,7 +39,7 @@ class PrimalForm:
         return (self.linear.push(self.solve(filter, queries)) * contrasts).sum(-1)
 
     def look_ahead_rows(self, steps: Steps, queries: Tensor, gradient: Tensor) -> Tensor:
-        """Second term of the exact look-ahead by rows of A: queries (m, n_params), gradient (n_params,) -> (m, n r)."""
+        """Second term of the exact look-ahead by rows of A: queries (m, n_params), gradient (n_params,) -> (m, n k)."""
         rows = [
             self._spectrum.look_ahead_rows(steps, queries, gradient, factor.double())
             for _, factor in self.linear.factor_blocks()

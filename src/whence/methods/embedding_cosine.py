@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from whence.batches import Batch, batch_size
+from whence.batches import Batch, batch_size, cast_batch
 from whence.data import Examples
 from whence.errors import InputError, ShapeError
-from whence.gradients import cast_batch
 from whence.methods.cosines import cosines_or_zero
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result

@@ -39,3 +39,18 @@ def bound_filter(filter: ResolvableFilter | RecipeFilter, n_train: int) -> Resol
             "`whence.flow(time)` or `whence.damped_inverse(Damping.relative(0.1))`."
         )
     return filter
+
+
+def chosen_filter(
+    damping: Damping | None, filter: ResolvableFilter | RecipeFilter | None, n_train: int
+) -> ResolvableFilter:
+    """The damped inverse, by default with `DEFAULT_DAMPING`, or the filter that was given in its place.
+
+    Raises:
+        InputError: Both were given.
+    """
+    if damping is not None and filter is not None:
+        raise InputError("Give either `damping` or `filter`: a filter holds its own damping.")
+    if filter is not None:
+        return bound_filter(filter, n_train)
+    return damping_filter(DEFAULT_DAMPING if damping is None else damping)

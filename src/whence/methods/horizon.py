@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from whence.algebra import Flow, Horizon, SpectralFilter
+from whence.curvature import GaussNewton
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.methods.whole import whole
@@ -28,6 +30,8 @@ class RecipeFilter:
 def horizon_filter(recipe: Recipe, amount: int | None = None, *, flow: bool = False) -> RecipeFilter:
     """The filter of further training by `recipe`, for `attribute(..., method="influence_gn", filter=...)`.
 
+    Adam has none, since it also scales the curvature: use the method `horizon`.
+
     Args:
         recipe: Plain or momentum SGD.
         amount: In the recipe's unit; default all of it.
@@ -45,26 +49,43 @@ def horizon(
     With plain gradient descent f(s) = (1 - (1 - lr s)^T) / s: little training is Grad-Dot, much training an influence
     function, and nothing is tuned. The model's own motion is neglected; `horizon_ahead` follows it.
 
+    Adam divides each parameter's gradient by sqrt(v) + eps. With v taken as constant (`adam_preconditioner` says where
+    that fails) it is momentum descent on P^(1/2) C P^(1/2), P = 1 / (sqrt(v) + eps), and the scores are
+
+        (o_q / n) a_q^T P^(1/2) f(P^(1/2) C P^(1/2)) P^(1/2) b_i.
+
     Args:
         inputs: Task, train set, queries.
-        recipe: Further training; plain or momentum SGD, any schedule, weight decay. Mini-batches count as their mean.
+        recipe: Further training; plain or momentum SGD, any schedule, weight decay; Adam without weight decay, with any
+            schedule; AdamW, with decay at a constant learning rate. Mini-batches count as their mean.
         at: Amounts of training, in the recipe's unit.
         flow: Use the gradient flow of the same length, which accepts any learning rate.
         form: As in `influence_gn`.
     Raises:
         NumericalError: lr times the largest eigenvalue is 2 or more: training diverges, and the filter with it.
-        UnsupportedError: The recipe's optimizer is no gradient descent.
+        UnsupportedError: Gradients are clipped, or a decay as above is not followed.
     Cost:
-        One curvature for all amounts; see `fit_gauss_newton`.
+        One curvature for all amounts; see `fit_gauss_newton`. For Adam one more pass of per-example gradients.
     """
-    filters = {amount: horizon_filter(recipe, amount, flow=flow).bind(inputs.n_train) for amount in at}
-    curvature = inputs.gauss_newton(form)
+    runs = {amount: recipe.scaled_dynamics(amount, inputs.n_train) for amount in at}
+    curvature = inputs.curvature_of(recipe, form)
     queries = inputs.query_gradients_in(curvature.linear.dtype)
     results = {}
-    for amount, used in filters.items():
+    for amount, steps in runs.items():
+        used: SpectralFilter = Flow.matching(steps) if flow else Horizon(steps)
         values = inputs.orientation * curvature.scores(used, queries)
-        results[amount] = whole(values, {**used.describe(), "form": curvature.form_name})
+        results[amount] = whole(values, {**used.describe(), **curvature_settings(curvature)})
     return results
+
+
+def curvature_settings(curvature: GaussNewton) -> dict[str, Any]:
+    """Facts of a curvature for the settings of scores: its form, and the preconditioner where there is one."""
+    settings: dict[str, Any] = {"form": curvature.form_name}
+    if curvature.linear.scale is not None:
+        diagonal = curvature.linear.scale.square()
+        facts = {"mean": diagonal.mean(), "min": diagonal.min(), "max": diagonal.max()}
+        settings["preconditioner"] = {name: float(value) for name, value in facts.items()}
+    return settings
 
 
 HORIZON = Preset(

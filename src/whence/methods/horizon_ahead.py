@@ -11,6 +11,7 @@ from whence.algebra import Horizon, Steps
 from whence.checks import look_up
 from whence.curvature import GaussNewton
 from whence.gradients import moved_outputs
+from whence.methods.horizon import curvature_settings
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.methods.whole import whole
@@ -37,7 +38,8 @@ def horizon_ahead(
     with Delta = -f(C) grad R and F the second divided difference of (1 - lr s)^T (momentum and schedules by their
     recurrence). Exact to rounding for a linear model with squared error; for cross-entropy the loss's slope along the
     way is expanded to first order. "both_shifts" takes b_i at the predicted *final* outputs instead: one product
-    less, and no expansion of the slope.
+    less, and no expansion of the slope. For Adam all of this is in coordinates scaled by its second moment, as in
+    `horizon`: exact for a linear model with squared error, if the second moment were constant.
 
     Args:
         inputs: Task, train set, queries.
@@ -47,7 +49,7 @@ def horizon_ahead(
         form: As in `influence_gn`.
     Raises:
         NumericalError: lr times the largest eigenvalue is 2 or more.
-        UnsupportedError: The recipe's optimizer is no gradient descent.
+        UnsupportedError: Gradients are clipped, or a decay is not followed; see `horizon`.
     Cost:
         As `horizon`, and per amount one pass of query gradients and, for "exact", one product with the eigenvectors.
     Reference:
@@ -55,8 +57,8 @@ def horizon_ahead(
         its correction term; the sum over the steps is worked out here.
     """
     score = look_up(LOOK_AHEADS, look_ahead, "look_ahead")
-    runs = {amount: recipe.dynamics(amount, inputs.n_train) for amount in at}
-    curvature = inputs.gauss_newton(form)
+    runs = {amount: recipe.scaled_dynamics(amount, inputs.n_train) for amount in at}
+    curvature = inputs.curvature_of(recipe, form)
     results = {}
     for amount, steps in runs.items():
         motion = curvature.displacement(Horizon(steps), steps.weight_decay)
@@ -64,7 +66,7 @@ def horizon_ahead(
         ahead = moved_outputs(inputs.task, inputs.queries, motion, dtype=dtype)
         queries = inputs.query_side(ahead, dtype)
         values = inputs.orientation * score(curvature, steps, queries, motion)
-        settings = {**Horizon(steps).describe(), "form": curvature.form_name, "look_ahead": look_ahead}
+        settings = {**Horizon(steps).describe(), **curvature_settings(curvature), "look_ahead": look_ahead}
         results[amount] = whole(values, settings)
     return results
 
@@ -74,8 +76,7 @@ def _exact(curvature: GaussNewton, steps: Steps, queries: Tensor, motion: Tensor
 
 
 def _both_shifts(curvature: GaussNewton, steps: Steps, queries: Tensor, motion: Tensor) -> Tensor:
-    shift = curvature.linear.push(motion[None])[0]
-    return curvature.scores(Horizon(steps), queries, curvature.linear.slopes_at(shift))
+    return curvature.scores(Horizon(steps), queries, curvature.slopes_after(motion))
 
 
 LOOK_AHEADS: dict[str, Callable[[GaussNewton, Steps, Tensor, Tensor], Tensor]] = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from whence.algebra import Damping, conjugate_gradient
 from whence.curvature import KrylovForm
-from whence.gradients import loss_gradients
+from whence.gradients import loss_products
 from whence.methods.filters import DEFAULT_DAMPING, damping_filter
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
@@ -53,8 +53,8 @@ def influence_cg(
     directions = inputs.orientation * solved.solutions[0] / inputs.n_train
 
     def blocks() -> Iterator[ScoreBlock]:
-        for part, rows in loss_gradients(inputs.task, inputs.train, dtype=dtype):
-            yield ScoreBlock(part, (directions @ rows.T).double())
+        for part, products in loss_products(inputs.task, inputs.train, directions, dtype=dtype):
+            yield ScoreBlock(part, products)
 
     residual = float(solved.relative_residuals.max())
     return Result(blocks, {**used.describe(), "iterations": solved.iterations, "worst_relative_residual": residual})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from whence.algebra import Damping
 from whence.algebra.filters import ResolvableFilter
-from whence.errors import InputError
-from whence.methods.filters import DEFAULT_DAMPING, bound_filter, damping_filter
+from whence.methods.filters import chosen_filter
 from whence.methods.horizon import RecipeFilter
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
@@ -32,12 +31,7 @@ def influence_gn(
         Koh and Liang (2017), arXiv:1703.04730; for any final model, stationary or not, Wei et al. (2025),
         arXiv:2412.03906, Corollary 2 without its correction term.
     """
-    if damping is not None and filter is not None:
-        raise InputError("Give either `damping` or `filter`: a filter holds its own damping.")
-    if filter is None:
-        chosen = damping_filter(DEFAULT_DAMPING if damping is None else damping)
-    else:
-        chosen = bound_filter(filter, inputs.n_train)
+    chosen = chosen_filter(damping, filter, inputs.n_train)
     curvature = inputs.gauss_newton(form)
     used = curvature.resolve(chosen)
     values = curvature.scores(used, inputs.query_gradients_in(curvature.linear.dtype))

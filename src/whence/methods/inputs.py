@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from whence.curvature import GaussNewton, fit_gauss_newton
+from whence.curvature.fisher import fit_fisher
+from whence.curvature.preconditioned import adam_preconditioner
 from whence.data import Examples
 from whence.gradients import measure_gradients
 from whence.task import GroupWeights, ParameterGroups, Task, fingerprint
+from whence.training import Recipe
 
+Fitted = TypeVar("Fitted")
 QueryMap = Callable[[Tensor], Tensor]  # (n_query, n_params) -> (m, n_params), linear in every row
 
 
@@ -40,7 +44,7 @@ class Inputs:
         task.check(train.all(), train.ids)
         task.check(queries.all(), queries.ids, role="query")
         self.task, self.train, self.queries = task, train, queries
-        self._curvatures: dict[str, GaussNewton] = {}
+        self._curvatures: dict[Hashable, Any] = {}
         self._gradients: dict[torch.dtype | None, Tensor] = {}
         self._query_map: QueryMap | None = None
 
@@ -74,9 +78,33 @@ class Inputs:
 
     def gauss_newton(self, form: str = "auto") -> GaussNewton:
         """The Gauss-Newton curvature of the train set."""
-        if form not in self._curvatures:
-            self._curvatures[form] = fit_gauss_newton(self.task, self.train, form=form)
-        return self._curvatures[form]
+        return self.once(form, lambda: fit_gauss_newton(self.task, self.train, form=form))
+
+    def curvature_of(self, recipe: Recipe, form: str = "auto") -> GaussNewton:
+        """The Gauss-Newton curvature as the recipe's optimizer meets it: preconditioned for Adam, else as it is."""
+        if not recipe.rescales:
+            return self.gauss_newton(form)
+
+        def fit() -> GaussNewton:
+            diagonal = adam_preconditioner(self.task, self.train, recipe.batch_size, recipe.eps)
+            return fit_gauss_newton(self.task, self.train, form=form, preconditioner=diagonal)
+
+        return self.once((form, "adam", recipe.batch_size, recipe.eps), fit)
+
+    def fisher(self, fisher: str, form: str = "auto", *, n_samples: int = 1, seed: int = 0) -> GaussNewton:
+        """A Fisher matrix of the train set; see `fit_fisher`."""
+
+        def fit() -> GaussNewton:
+            return fit_fisher(self.task, self.train, fisher=fisher, n_samples=n_samples, seed=seed, form=form)
+
+        return self.once((form, fisher, n_samples, seed), fit)
+
+    def once(self, key: Hashable, fit: Callable[[], Fitted]) -> Fitted:
+        """What `fit` gives, kept under `key` for all methods and for the same task and train set with other queries."""
+        if key not in self._curvatures:
+            self._curvatures[key] = fit()
+        found: Fitted = self._curvatures[key]
+        return found
 
     def weighted(self, weights: GroupWeights) -> Inputs:
         """The same inputs with Diag(w) on the query side.

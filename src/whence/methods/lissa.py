@@ -10,15 +10,14 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from whence.algebra import CallbackOperator, Damping, FactorOperator, LanczosBasis, SymmetricOperator, pairwise
+from whence.algebra import CallbackOperator, Damping, FactorOperator, LanczosBasis, SymmetricOperator
 from whence.algebra.spectral import rounding_tolerance
-from whence.batches import Batch
+from whence.batches import Batch, cast_batch
 from whence.checks import require_count, require_positive
-from whence.curvature import KrylovForm, hessian_products
+from whence.curvature import KrylovForm, hessian_operator, hessian_products, matrix_free_product
 from whence.data import Examples
 from whence.errors import InputError, NotPositiveDefiniteError, NumericalError
-from whence.gradients import cast_batch, loss_gradients, pull_back
-from whence.gradients.rows import choose_path
+from whence.gradients import can_vmap, loss_gradients, loss_products, pull_back
 from whence.methods.filters import DEFAULT_DAMPING, damping_filter
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
@@ -179,8 +178,8 @@ def _solved(inputs: Inputs, curvature: _Curvature, shift: float, plan: _Plan) ->
     directions = inputs.orientation / inputs.n_train * solved
 
     def blocks() -> Iterator[ScoreBlock]:
-        for part, rows in loss_gradients(inputs.task, inputs.train, dtype=dtype):
-            yield ScoreBlock(part, pairwise(directions, rows))
+        for part, products in loss_products(inputs.task, inputs.train, directions, dtype=dtype):
+            yield ScoreBlock(part, products)
 
     return Result(blocks, step.describe())
 
@@ -334,7 +333,8 @@ class _GaussNewtonOfRows:
         """That of the examples at `positions` (b,) applied to rows (m, n_params)."""
         whole, linear = self.operator, self.form.linear
         if not isinstance(whole, FactorOperator):
-            return self._recomputed(positions, rows)
+            free = can_vmap(linear.task, linear.train)
+            return matrix_free_product(linear, rows, positions) if free else self._recomputed(positions, rows)
         stored = whole.factor.reshape(linear.n_train, linear.n_contrasts, linear.n_params)
         factor = stored[positions.to(stored.device)].flatten(0, 1)  # holds 1 / sqrt(n_train)
         return (rows @ factor.T) @ factor * (linear.n_train / len(positions))
@@ -348,14 +348,10 @@ class _GaussNewtonOfRows:
         cotangents = weights[:, None, None] * (linear.roots[at].transpose(1, 2) @ linear.basis.T)
         total = torch.zeros_like(rows)
         some = linear.train.subset(drawn)
-        for _, block in pull_back(linear.task, some, cotangents, path=self._path, dtype=linear.dtype):
+        for _, block in pull_back(linear.task, some, cotangents, path="loop", dtype=linear.dtype):
             factor = block.flatten(0, 1)
             total += (rows @ factor.T) @ factor
         return total
-
-    @cached_property
-    def _path(self) -> str:
-        return choose_path(self.form.linear.task, self.form.linear.train)
 
 
 @final
@@ -370,14 +366,7 @@ class _HessianOfRows:
     @cached_property
     def operator(self) -> SymmetricOperator:
         """That of all."""
-
-        def product(rows: Tensor) -> Tensor:
-            total = torch.zeros_like(rows)
-            for _, batch in self.train.batches(EXAMPLES):
-                total += self._product(batch, rows)
-            return total / len(self.train)
-
-        return CallbackOperator(self.task.layout.n_params, product, self.dtype, self.task.device)
+        return hessian_operator(self.task, self.train, dtype=self.dtype)
 
     def of_batch(self, positions: Tensor, rows: Tensor) -> Tensor:
         """That of the examples at `positions` (b,) applied to rows (m, n_params)."""
@@ -398,7 +387,7 @@ class _HessianOfRows:
     @cached_property
     def _is_vectorizable(self) -> bool:
         """Whether the model can be vmapped, tried on two examples."""
-        return choose_path(self.task, self.train) == "vmap"
+        return can_vmap(self.task, self.train)
 
 
 LISSA = Preset(

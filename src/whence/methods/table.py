@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from whence.methods.arnoldi import ARNOLDI
 from whence.methods.datainf import DATAINF
+from whence.methods.ekfac import EKFAC, KFAC
 from whence.methods.embedding_cosine import EMBEDDING_COSINE
 from whence.methods.grad_cos import GRAD_COS
 from whence.methods.grad_dot import GRAD_DOT
 from whence.methods.horizon import HORIZON
 from whence.methods.horizon_ahead import HORIZON_AHEAD
 from whence.methods.influence_cg import INFLUENCE_CG
+from whence.methods.influence_fisher import INFLUENCE_FISHER
 from whence.methods.influence_gn import INFLUENCE_GN
 from whence.methods.influence_hessian import INFLUENCE_HESSIAN
 from whence.methods.lissa import LISSA, LISSA_HESSIAN
@@ -27,9 +30,13 @@ METHODS: dict[str, Preset] = {
         INFLUENCE_GN,
         INFLUENCE_HESSIAN,
         INFLUENCE_CG,
+        INFLUENCE_FISHER,
+        ARNOLDI,
         LISSA,
         LISSA_HESSIAN,
         DATAINF,
+        KFAC,
+        EKFAC,
         HORIZON,
         HORIZON_AHEAD,
         UNROLLED,

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from whence.algebra import pairwise
 from whence.checks import require_positive
-from whence.errors import DataError, InputError
-from whence.gradients import loss_gradients
+from whence.errors import InputError
+from whence.gradients import loss_products
+from whence.methods.checkpoints import Checkpoint, Models
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.methods.whole import whole
 from whence.progress import stage
-from whence.task import fingerprint, load_checkpoint, model_state, working_dtype
-
-Checkpoint = Mapping[str, Tensor] | str | Path
 
 
 def tracin(
@@ -34,7 +28,8 @@ def tracin(
 
     Args:
         inputs: Task, train set, queries; weights of parameter groups apply at every checkpoint.
-        checkpoints: State dicts of the task's model, or files of them (`.safetensors`, `.pt`), read one at a time.
+        checkpoints: State dicts of the task's model, or files of them (`.safetensors`, `.pt`), read one at a time. A
+            cast of half precision, and a prefix of a wrapped model, are noted in the settings.
         learning_rates: One for all, or one for each checkpoint: that of the steps around it.
     Raises:
         DataError: A file cannot be read or does not fit the model; before any gradient.
@@ -46,47 +41,17 @@ def tracin(
     Reference:
         Pruthi et al. (2020), arXiv:2002.08484, eq. (1), for checkpoints.
     """
-    found = _listed(checkpoints)
-    rates = _rates(learning_rates, len(found))
-    model = copy.deepcopy(inputs.task.model)
-    marks = []
-    for k, checkpoint in enumerate(found):  # all are looked at before the first gradient
-        _load(model, checkpoint, k)
-        model_state(model, working_dtype(model))  # refuses NaN
-        marks.append({"checkpoint": _name(checkpoint, k), "fingerprint": fingerprint(model)})
+    models = Models.of(inputs, [] if checkpoints is None else checkpoints)
+    rates = _rates(learning_rates, len(models))
     total = torch.zeros(0)
-    with stage("checkpoints", total=len(found), unit="checkpoints") as progress:
-        for k, (checkpoint, rate) in enumerate(zip(found, rates, strict=True)):
-            _load(model, checkpoint, k)
-            values = rate * _products(inputs, model)
+    with stage("checkpoints", total=len(models), unit="checkpoints") as progress:
+        for k, (task, rate) in enumerate(zip(models, rates, strict=True)):
+            directions = rate * models.query_gradients(task)
+            values = torch.cat([products for _, products in loss_products(task, inputs.train, directions)], 1)
             total = values if k == 0 else total + values
             progress.advance()
-    settings: dict[str, Any] = {"checkpoints": marks, "learning_rates": rates}
+    settings: dict[str, Any] = {"checkpoints": models.marks, "learning_rates": rates}
     return whole(inputs.orientation * total, settings)
-
-
-def _products(inputs: Inputs, model: nn.Module) -> Tensor:
-    """a_q . b_i at the parameters of `model`, (m, n_train) float64."""
-    task = inputs.task.with_model(model)
-    queries = inputs.query_gradients_of(task)
-    return torch.cat([pairwise(queries, rows) for _, rows in loss_gradients(task, inputs.train)], 1)
-
-
-def _listed(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    single = isinstance(checkpoints, str | Path | Mapping)
-    if single or not isinstance(checkpoints, Sequence) or not len(checkpoints):
-        what = "a single one" if single else repr(checkpoints)
-        raise InputError(
-            f"`checkpoints` must be a list of state dicts or of paths to them, one at least; got {what}. "
-            "Of a single one write `[checkpoint]`, of a folder `sorted(folder.glob(...))`."
-        )
-    for k, checkpoint in enumerate(checkpoints):
-        if not isinstance(checkpoint, str | Path | Mapping):
-            raise InputError(
-                f"Checkpoint {k} must be a state dict or a path to one; got a {type(checkpoint).__name__}. "
-                "Of a model, pass `model.state_dict()`; copy it if training goes on."
-            )
-    return list(checkpoints)
 
 
 def _rates(learning_rates: float | Sequence[float], n: int) -> list[float]:
@@ -96,32 +61,6 @@ def _rates(learning_rates: float | Sequence[float], n: int) -> list[float]:
     for k, rate in enumerate(rates):
         require_positive(rate, f"learning_rates[{k}]")
     return [float(rate) for rate in rates]
-
-
-def _name(checkpoint: Checkpoint, k: int) -> str:
-    return f"state dict {k}" if isinstance(checkpoint, Mapping) else str(checkpoint)
-
-
-def _load(model: nn.Module, checkpoint: Checkpoint, k: int) -> None:
-    """Give `model` the parameters and buffers of a checkpoint."""
-    if not isinstance(checkpoint, Mapping):
-        try:
-            load_checkpoint(model, checkpoint)
-        except DataError as error:
-            raise DataError(f"Checkpoint {k}: {error}") from error
-        return
-    own = model.state_dict()
-    misshaped = [
-        f"{name} is {tuple(x.shape)} for {tuple(own[name].shape)}"
-        for name, x in checkpoint.items()
-        if name in own and isinstance(x, Tensor) and x.shape != own[name].shape
-    ]
-    missing, unexpected = sorted(set(own) - set(checkpoint)), sorted(set(checkpoint) - set(own))
-    problems = {"missing": missing, "not in the model": unexpected, "of another shape": misshaped}
-    if any(problems.values()):
-        told = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in problems.items() if names)
-        raise InputError(f"Checkpoint {k} does not fit the model. Parameters {told}. Pass state dicts of this model.")
-    model.load_state_dict(dict(checkpoint))
 
 
 TRACIN = Preset(

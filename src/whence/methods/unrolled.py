@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from whence.methods.preset import Preset, Result
 from whence.methods.whole import whole
 from whence.progress import stage
 from whence.task import Task
+from whence.task.checkpoint import fit_state
 from whence.training import Recipe, refuse_functional_dropout
 from whence.training.adjoint import pull_back_step
 from whence.training.trajectory import DEFAULT_MEMORY, Trajectory
@@ -29,6 +33,8 @@ def unrolled(
     start: Mapping[str, Tensor] | None = None,
     products: str = "forward",
     memory: int = DEFAULT_MEMORY,
+    keep: str = "full",
+    spill: str | Path | None = None,
 ) -> dict[int, Result]:
     """-o_q d measure_q(theta_T) / d weight_i, exactly, for all train examples by one pass backwards through the run.
 
@@ -46,11 +52,17 @@ def unrolled(
         at: Amounts of training, in the recipe's unit; all come from one run.
         seeds: How many seeds, from 0, or which. Take others than those of the gold standard to be judged by it.
         start: State dict to begin at instead of the final model, for instance the initialisation; with the original
-            recipe the scores are then the derivative of the whole training run.
+            recipe the scores are then the derivative of the whole training run. Its values are cast to the model's
+            dtype and a prefix of a wrapped model is dropped, as the settings then say.
         products: "forward", or "reverse" for models without forward-mode derivatives (much slower).
-        memory: Bytes for kept states of the run.
+        memory: Bytes for kept states of the run. Where they do not fit, every k-th is kept, the others computed again.
+        keep: "full", or "bfloat16" for about half the bytes. The derivative is then taken beside the run; how far is in
+            the settings, "rounding": the largest relative error of a kept state's parameters, and of its buffers.
+        spill: Folder for the states that do not fit `memory`, instead of computing them again; emptied at the end.
     Raises:
+        InputError: `start` does not fit the model.
         NonFiniteError: The run diverged, or its derivative did.
+        StoreWriteError: `spill` cannot be written to or has too little space; before the run.
         UnsupportedError: Dropout that is no module.
     Cost:
         Per seed one training, a second one where its states do not fit `memory`, and per step one Hessian-vector
@@ -61,27 +73,33 @@ def unrolled(
     which = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not which or len(set(which)) < len(which):
         raise InputError(f"`seeds` must be a positive count or distinct seeds; got {seeds!r}.")
-    task = _begun_at(inputs.task, start)
+    task, changed = _begun_at(inputs.task, start)
     if recipe.dropout:
         refuse_functional_dropout(task, inputs.train.batch(range(min(2, inputs.n_train))))
+    settings: dict[str, Any] = {"seeds": which, "products": products, "start": "final model", "keep": keep}
+    if start is not None:
+        settings |= {"start": "given", **{f"start_{what}": how for what, how in changed.items()}}
     total = {amount: torch.zeros(0) for amount in at}
+    rounding: dict[str, float] = {}
     for seed in which:
-        for amount, values in _one_seed(inputs, task, recipe, at, seed, products, memory).items():
-            total[amount] = total[amount] + values if len(total[amount]) else values
-    settings = {"seeds": which, "products": products, "start": "final model" if start is None else "given"}
+        n_steps = recipe.steps_at(max(at), inputs.n_train)
+        with closing(
+            Trajectory(task, inputs.train, recipe, seed, n_steps, memory=memory, keep=keep, spill=spill)
+        ) as run:
+            for amount, values in _derivatives(inputs, run, at, products).items():
+                total[amount] = total[amount] + values if len(total[amount]) else values
+        rounding = {part: max(error, rounding.get(part, 0.0)) for part, error in run.rounding.items()}
+    settings |= {"rounding": rounding} if rounding else {}
     return {amount: whole(-inputs.orientation * total[amount] / len(which), settings) for amount in at}
 
 
-def _one_seed(
-    inputs: Inputs, task: Task, recipe: Recipe, at: tuple[int, ...], seed: int, products: str, memory: int
-) -> dict[int, Tensor]:
+def _derivatives(inputs: Inputs, run: Trajectory, at: tuple[int, ...], products: str) -> dict[int, Tensor]:
     """d measure / d weight, (m, n_train) float64 for each amount."""
-    amounts = {recipe.steps_at(amount, inputs.n_train): amount for amount in at}
-    run = Trajectory(task, inputs.train, recipe, seed, max(amounts), memory=memory)
+    amounts = {run.recipe.steps_at(amount, inputs.n_train): amount for amount in at}
     passed: list[int] = []
     adjoint: State = ()
     derivative = torch.zeros(0, inputs.n_train, dtype=torch.float64)
-    with stage(f"unrolling seed {seed}", total=run.n_steps, unit="steps") as progress:
+    with stage(f"unrolling seed {run.seed}", total=run.n_steps, unit="steps") as progress:
         for step, state in run.backwards():
             if step.step + 1 in amounts:
                 passed.append(amounts[step.step + 1])
@@ -89,7 +107,7 @@ def _one_seed(
                 adjoint = measured if not adjoint else tuple(map(_stacked, adjoint, measured))
                 derivative = _stacked(derivative, derivative.new_zeros(len(measured[0]), inputs.n_train))
             adjoint, by_example = pull_back_step(run, state, step, adjoint, products=products)
-            _require_finite(by_example, seed, step.step)
+            _require_finite(by_example, run.seed, step.step)
             derivative.index_add_(1, step.indices[0], by_example.double().cpu())
             progress.advance()
     return dict(zip(passed, derivative.chunk(len(passed)), strict=True))
@@ -104,15 +122,13 @@ def _stacked(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([first, second])
 
 
-def _begun_at(task: Task, start: Mapping[str, Tensor] | None) -> Task:
+def _begun_at(task: Task, start: Mapping[str, Tensor] | None) -> tuple[Task, dict[str, Any]]:
+    """The task at its start, and what was changed to make the start fit."""
     if start is None:
-        return task
+        return task, {}
     model = copy.deepcopy(task.model)
-    try:
-        model.load_state_dict(dict(start))
-    except RuntimeError as error:
-        raise InputError(f"`start` does not fit the model: {error}") from error
-    return task.with_model(model)
+    changed = fit_state(model, start, "`start`")
+    return task.with_model(model), changed
 
 
 def _require_finite(values: Tensor, seed: int, step: int) -> None:

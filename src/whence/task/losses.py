@@ -8,6 +8,7 @@ than outputs, and a binary classifier costs one Jacobian row per example instead
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,27 @@ class Loss(ABC):
     def hessian(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Hessian in the outputs (b, c) of each example: (b, c, c), positive semi-definite."""
 
+    def sample_slopes(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Slopes of the loss at labels drawn from the model's own predictive distribution, exp(-loss) normalised.
+
+        Their second moment is the loss's Hessian in the outputs: E[slope slope^T] = V, exactly. So outer products of
+        gradients at such labels average to the Gauss-Newton matrix (the true Fisher matrix).
+
+        Args:
+            outputs: (b, c).
+            generator: Draws one label for each example; on any device.
+        Returns:
+            (b, c), in the dtype and on the device of `outputs`.
+        Raises:
+            UnsupportedError: The loss is not known to be a negative log-likelihood.
+        Reference:
+            Kunstner, Balles and Hennig (2019), arXiv:1905.12558.
+        """
+        raise UnsupportedError(
+            f"The loss {self.name!r} has no known predictive distribution to draw labels from, which a sampled Fisher "
+            "matrix needs. Use the empirical Fisher matrix, or 'mse' or 'cross_entropy'."
+        )
+
     def check_targets(self, outputs: Tensor, batch: Batch, ids: Sequence[object]) -> None:
         """Refuse targets that would give a number without a meaning; called once, before any work."""
         return None
@@ -69,6 +91,11 @@ class SquaredError(Loss):
         b, c = outputs.shape
         eye = torch.eye(c, dtype=outputs.dtype, device=outputs.device)
         return (2.0 / c * eye).expand(b, c, c)
+
+    def sample_slopes(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        # Labels are normal around the outputs with variance c / 2, slopes (2 / c) times their distance: variance 2 / c.
+        noise = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype, device=generator.device)
+        return noise.to(outputs.device) * math.sqrt(2.0 / outputs.shape[1])
 
 
 def logit_margin(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -123,6 +150,13 @@ class CrossEntropy(Loss):
         off = off - torch.diag_embed(off.diagonal(dim1=1, dim2=2))
         # Not p (1 - p): for a sure row 1 - p rounds to 0, and the sum over the other classes does not.
         return torch.diag_embed(off.sum(2)) - off
+
+    def sample_slopes(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
+        p = outputs.softmax(1)
+        drawn = torch.multinomial(p.to(generator.device), 1, generator=generator).to(outputs.device)
+        others = p.scatter(1, drawn, 0.0)
+        # Not p - 1: for a sure row that rounds to 0, and the sum over the other classes does not.
+        return others.scatter(1, drawn, -others.sum(1, keepdim=True))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from whence.algebra import Steps
 from whence.checks import look_up, require_count, require_positive
 from whence.errors import InputError, UnsupportedError
+from whence.training.preconditioner import AdamSteps
 from whence.training.schedules import SCHEDULES
 
 PointUnit = Literal["epochs", "steps"]
@@ -128,15 +129,52 @@ class Recipe:
             UnsupportedError: The optimizer rescales each parameter, so that no function of the curvature's
                 eigenvalues describes it; or gradients are clipped.
         """
-        if self.optimizer != "sgd" or self.clip_norm is not None:
-            what = f"optimizer {self.optimizer!r}" if self.optimizer != "sgd" else "clipped gradients"
+        if self.clip_norm is not None:
             raise UnsupportedError(
-                f"A horizon follows plain or momentum SGD; this recipe has {what}, whose steps no function of the "
-                "curvature describes. Use influence_gn or grad_dot, or a recipe with optimizer='sgd'."
+                "A horizon follows plain or momentum SGD and Adam; this recipe has clipped gradients, whose steps no "
+                "function of the curvature describes. Use influence_gn or grad_dot, or a recipe without clip_norm."
             )
+        if self.rescales:
+            raise UnsupportedError(
+                f"A filter follows plain or momentum SGD; this recipe has optimizer {self.optimizer!r}, whose steps no "
+                "function of the curvature alone describes. Use influence_gn or grad_dot, the methods horizon and "
+                "horizon_ahead, which precondition the curvature, or a recipe with optimizer='sgd'."
+            )
+        return Steps(self._rates(point, n_train), self.momentum, self.nesterov, self.weight_decay)
+
+    @property
+    def rescales(self) -> bool:
+        """Whether the optimizer divides each parameter's gradient by a size of its own."""
+        return self.optimizer != "sgd"
+
+    def scaled_dynamics(self, point: int, n_train: int) -> Steps:
+        """As `dynamics`, for Adam in coordinates that its second moment, taken as constant, makes alike.
+
+        Raises:
+            UnsupportedError: Gradients are clipped; Adam adds a decay to the gradients (before it scales them); or
+                AdamW has a decay and a schedule.
+        """
+        if not self.rescales or self.clip_norm is not None:
+            return self.dynamics(point, n_train)
+        if self.weight_decay and self.optimizer == "adam":
+            raise UnsupportedError(
+                f"A horizon follows Adam without weight decay, or AdamW; this recipe has optimizer 'adam' with "
+                f"weight_decay={self.weight_decay}, which it scales like a gradient. Use optimizer='adamw', "
+                "influence_gn or grad_dot."
+            )
+        rates = self._rates(point, n_train)
+        if self.weight_decay and min(rates) < max(rates):
+            raise UnsupportedError(
+                f"A horizon follows AdamW's decay at a constant learning rate only; this recipe has weight_decay="
+                f"{self.weight_decay}, schedule {self.schedule!r} and {self.warmup_steps} warm-up steps. Leave out one "
+                "of them, or use influence_gn or grad_dot."
+            )
+        return AdamSteps.following(rates, self.betas[0], self.weight_decay)
+
+    def _rates(self, point: int, n_train: int) -> tuple[float, ...]:
+        """Learning rate of every step up to `point`."""
         n_steps = self.steps_at(self.check_points([point])[0], n_train)
-        rates = tuple(self.lr_at(k, n_train) for k in range(n_steps))
-        return Steps(rates, self.momentum, self.nesterov, self.weight_decay)
+        return tuple(self.lr_at(k, n_train) for k in range(n_steps))
 
     def make_optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """A fresh optimizer; every update is elementwise, so stacked replicas are independent runs."""

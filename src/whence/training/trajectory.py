@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import final
 
 import torch
@@ -16,6 +16,7 @@ from whence.data import Examples
 from whence.errors import NonFiniteError
 from whence.task import Task, model_state, working_dtype
 from whence.training.dropout import keyed_layers, set_key, training_twin
+from whence.training.kept_states import KeptStates, packing
 from whence.training.recipe import Recipe
 from whence.training.sampler import StepBatch, step_batches
 from whence.training.updates import State, advance, initial_state
@@ -35,8 +36,15 @@ class Trajectory:
         n_steps: How many optimizer steps.
         dtype: Precision; default the parameters' own, never below float32.
         memory: Bytes for kept states. Where they do not fit, every k-th is kept, and the others are computed again.
+        keep: "full", or "bfloat16" for about half the bytes: kept states are then a little off (`rounding`), and so are
+            those computed from them; `end` is not.
+        spill: Folder. Every state is kept, and what does not fit `memory` is on disk until `close`.
+    Attributes:
+        every: Of every how many steps the state before it is kept.
+        end: The state after the last step.
     Raises:
         NonFiniteError: The run diverged.
+        StoreWriteError: `spill` cannot take the states; before the run, or where it is full after all.
     Cost:
         One training; reading backwards costs a second one where not every state is kept.
     """
@@ -51,6 +59,8 @@ class Trajectory:
         *,
         dtype: torch.dtype | None = None,
         memory: int = DEFAULT_MEMORY,
+        keep: str = "full",
+        spill: str | Path | None = None,
     ) -> None:
         self.task = training_twin(task, recipe.dropout)
         self.recipe, self.seed, self.n_steps, self.n_train = recipe, seed, n_steps, len(train)
@@ -59,11 +69,24 @@ class Trajectory:
         self._dropout = keyed_layers(self.task.model)
         self._data, self._rebuild = flatten(train.to(task.device, self.dtype).all())
         start = initial_state(recipe, self.task.layout.flatten(trainable))
-        size = sum(x.numel() * x.element_size() for x in start)
-        self.every = _spacing(n_steps, max(1, memory // size))
-        self._kept = {0: start}
+        kept = packing(keep)
+        self.every = _spacing(n_steps, memory, kept.nbytes, start) if spill is None else 1
         self.batches = tuple(step_batches(len(train), ((),), recipe, seed, n_steps))
-        self.end = self._run(start)
+        self._kept = KeptStates(start, -(-n_steps // self.every), memory=memory, keep=keep, spill=spill)
+        try:
+            self.end = self._run(start)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def rounding(self) -> dict[str, float]:
+        """Largest relative error of a kept state (`KeptStates.rounding`)."""
+        return self._kept.rounding
+
+    def close(self) -> None:
+        """Let go of the states, and remove what is on disk. Only `end` can be read afterwards."""
+        self._kept.close()
 
     def batch(self, step: StepBatch) -> tuple[Batch, Tensor]:
         """The examples of a step, and their weights (b,) in its loss."""
@@ -91,7 +114,7 @@ class Trajectory:
         """Each step with the state before it, the last step first."""
         for first in range((self.n_steps - 1) // self.every * self.every, -1, -self.every):
             segment = self.batches[first : first + self.every]
-            states = [self._kept[first]]
+            states = [self._kept.get(first // self.every)]
             for step in segment[:-1]:
                 states.append(self.after(states[-1], step))
             yield from zip(reversed(segment), reversed(states), strict=True)
@@ -101,7 +124,7 @@ class Trajectory:
         if n_steps == self.n_steps:
             return self.end[0]
         first = n_steps // self.every * self.every
-        state = self._kept[first]
+        state = self._kept.get(first // self.every)
         for step in self.batches[first:n_steps]:
             state = self.after(state, step)
         return state[0]
@@ -118,7 +141,7 @@ class Trajectory:
     def _run(self, state: State) -> State:
         for k, step in enumerate(self.batches):
             if k % self.every == 0:
-                self._kept[k] = state
+                self._kept.put(k // self.every, state)
             state = self.after(state, step)
             if not bool(torch.isfinite(state[0]).all()):
                 raise NonFiniteError(
@@ -128,13 +151,15 @@ class Trajectory:
         return state
 
 
-def _spacing(n_steps: int, n_states: int) -> int:
-    """Every how many steps a state is kept, so that kept states and those of one segment number at most `n_states`.
+def _spacing(n_steps: int, memory: int, nbytes: Callable[[State, int], int], state: State) -> int:
+    """Every how many steps a state is kept, so that kept states and those of one segment take at most `memory`.
 
-    Where that cannot be, the spacing that keeps fewest: the square root.
+    Where that cannot be, the spacing that takes least, near the square root.
     """
-    if n_steps <= n_states:
-        return 1
-    least = math.ceil(math.sqrt(n_steps))
-    fitting = (k for k in range(2, least + 1) if math.ceil(n_steps / k) + k <= n_states)
-    return next(fitting, least)
+    whole = sum(x.nbytes for x in state)
+
+    def taken(every: int) -> int:
+        return nbytes(state, -(-n_steps // every)) + (every * whole if every > 1 else 0)
+
+    spacings = range(1, n_steps + 1)
+    return next((k for k in spacings if taken(k) <= memory), min(spacings, key=taken))

@@ -1,0 +1,7 @@
+"""K-FAC and EK-FAC: curvatures with one Kronecker product a layer."""
+
+from whence.curvature.kronecker.cotangents import FISHERS
+from whence.curvature.kronecker.fit import fit_kronecker
+from whence.curvature.kronecker.spectrum import KroneckerSpectrum
+
+__all__ = ["FISHERS", "KroneckerSpectrum", "fit_kronecker"]

@@ -1,0 +1,106 @@
+"""Checkpoints of a task's model: checked before any work, loaded one at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from whence.errors import DataError, InputError
+from whence.methods.inputs import Inputs
+from whence.task import Task, fingerprint, model_state, working_dtype
+from whence.task.checkpoint import fit_state, read_checkpoint
+
+Checkpoint = Mapping[str, Tensor] | str | Path
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Models:
+    """The final model, or every checkpoint.
+
+    Attributes:
+        inputs: Task, train set, queries.
+        checkpoints: State dicts or files of them; None for the final model.
+        marks: Name, fingerprint and what was changed of each checkpoint, for provenance; None for the final model.
+    """
+
+    inputs: Inputs
+    checkpoints: list[Checkpoint] | None
+    marks: list[dict[str, Any]] | None
+
+    @classmethod
+    def of(cls, inputs: Inputs, checkpoints: Sequence[Checkpoint] | None) -> Models:
+        """Look at every checkpoint once.
+
+        Raises:
+            DataError: A file cannot be read or does not fit the model.
+            InputError: No checkpoint, or a state dict that does not fit the model.
+            NonFiniteError: A checkpoint holds NaN or infinity.
+        """
+        if checkpoints is None:
+            return cls(inputs, None, None)
+        found = _listed(checkpoints)
+        model = copy.deepcopy(inputs.task.model)
+        marks = []
+        for k, checkpoint in enumerate(found):
+            changed = _load(model, checkpoint, k)
+            model_state(model, working_dtype(model))  # refuses NaN
+            marks.append({"checkpoint": _name(checkpoint, k), "fingerprint": fingerprint(model), **changed})
+        return cls(inputs, found, marks)
+
+    def __len__(self) -> int:
+        return 1 if self.checkpoints is None else len(self.checkpoints)
+
+    def __iter__(self) -> Iterator[Task]:
+        """The task at each model, in order; a checkpoint is loaded when its turn comes."""
+        task = self.inputs.task
+        if self.checkpoints is None:
+            yield task
+            return
+        for k, checkpoint in enumerate(self.checkpoints):
+            model = copy.deepcopy(task.model)
+            _load(model, checkpoint, k)
+            yield task.with_model(model)
+
+    def query_gradients(self, task: Task, dtype: torch.dtype | None = None) -> Tensor:
+        """Gradients of the queries' measure at one of these models, (m, n_params)."""
+        if self.checkpoints is None and dtype is not None:
+            return self.inputs.query_gradients_in(dtype)
+        return self.inputs.query_gradients_of(task, dtype)
+
+
+def _listed(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    single = isinstance(checkpoints, str | Path | Mapping)
+    if single or not isinstance(checkpoints, Sequence) or not len(checkpoints):
+        what = "a single one" if single else repr(checkpoints)
+        raise InputError(
+            f"`checkpoints` must be a list of state dicts or of paths to them, one at least; got {what}. "
+            "Of a single one write `[checkpoint]`, of a folder `sorted(folder.glob(...))`."
+        )
+    for k, checkpoint in enumerate(checkpoints):
+        if not isinstance(checkpoint, str | Path | Mapping):
+            raise InputError(
+                f"Checkpoint {k} must be a state dict or a path to one; got a {type(checkpoint).__name__}. "
+                "Of a model, pass `model.state_dict()`; copy it if training goes on."
+            )
+    return list(checkpoints)
+
+
+def _name(checkpoint: Checkpoint, k: int) -> str:
+    return f"state dict {k}" if isinstance(checkpoint, Mapping) else str(checkpoint)
+
+
+def _load(model: nn.Module, checkpoint: Checkpoint, k: int) -> dict[str, Any]:
+    """Give `model` the parameters and buffers of a checkpoint; facts of what was changed to make them fit."""
+    if isinstance(checkpoint, Mapping):
+        return fit_state(model, checkpoint, f"Checkpoint {k}")
+    try:
+        return fit_state(model, read_checkpoint(checkpoint), str(checkpoint), error=DataError)
+    except DataError as error:
+        raise DataError(f"Checkpoint {k}: {error}") from error
