@@ -15,8 +15,8 @@ GROUND = ("errors", "checks", "rng", "progress", "batches")
 FLOORS = {
     1: GROUND,
     2: ("algebra", "storage"),
-    3: ("task", "data", "scores", "adapters"),
-    4: ("gradients", "training"),
+    3: ("task", "data", "scores"),
+    4: ("gradients", "training", "adapters"),
     5: ("curvature", "gold"),
     6: ("methods",),
     7: ("weights", "evaluation"),

@@ -9,6 +9,7 @@ from typing import Any
 from whence.checks import look_up, unknown_name
 from whence.data.adult import load_adult
 from whence.data.breast_cancer import load_breast_cancer
+from whence.data.cifar10 import load_cifar10
 from whence.data.concrete import load_concrete
 from whence.data.credit_default import load_credit_default
 from whence.data.diabetes import load_diabetes
@@ -21,6 +22,7 @@ from whence.data.label_noise import NoisyLabels, plant_label_noise
 from whence.data.left_out import LeftOutSets
 from whence.data.mnist import load_mnist
 from whence.data.split import Split
+from whence.data.sst2 import load_sst2
 
 __all__ = [
     "LOADERS",
@@ -36,6 +38,7 @@ __all__ = [
 LOADERS: dict[str, Callable[..., Split]] = {
     "adult": load_adult,
     "breast_cancer": load_breast_cancer,
+    "cifar10": load_cifar10,
     "concrete": load_concrete,
     "credit_default": load_credit_default,
     "diabetes": load_diabetes,
@@ -43,6 +46,7 @@ LOADERS: dict[str, Callable[..., Split]] = {
     "energy": load_energy,
     "fashion_mnist": load_fashion_mnist,
     "mnist": load_mnist,
+    "sst2": load_sst2,
 }
 
 

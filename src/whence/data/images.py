@@ -19,7 +19,7 @@ def load_idx_images(
     name: str, class_names: Sequence[str], n_train: int | None, n_test: int | None, notes: str
 ) -> Split:
     """`x` float32 (n, 1, 28, 28) in [0, 1], `y` (n,); the first `n_train` and `n_test` rows, or all where None."""
-    counts = (_first("n_train", n_train, N_TRAIN), _first("n_test", n_test, N_TEST))
+    counts = (count_or_all("n_train", n_train, N_TRAIN), count_or_all("n_test", n_test, N_TEST))
     train = _read(name, "train", N_TRAIN, counts[0])
     test = _read(name, "t10k", N_TEST, counts[1])
     return classification_split(
@@ -32,7 +32,7 @@ def load_idx_images(
     )
 
 
-def _first(option: str, asked: int | None, available: int) -> int:
+def count_or_all(option: str, asked: int | None, available: int) -> int:
     if asked is None:
         return available
     require_count(asked, option)

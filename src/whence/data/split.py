@@ -10,7 +10,7 @@ from whence.data.examples import Examples
 
 @dataclass(frozen=True)
 class Split:
-    """A data set in two parts. Batches are `(x, y)`.
+    """A data set in two parts. Batches are `(x, y)`; of texts dicts of ids, mask and labels.
 
     `x` is float32; `y` is float32 (n, 1) for regression, int64 (n,) for classification. Ids are row numbers of the
     source, so that a row can be found there again.
