@@ -5,8 +5,9 @@ import json
 import pytest
 
 from whence.errors import ConfigError, StoreMismatchError
-from whence.runs import load_config, run_audit, run_score
+from whence.runs import load_config, run_audit, run_score, run_weigh
 from whence.storage import read_json
+from whence.studies.audit import Candidate, pilot
 
 FACTORY = """
 import torch
@@ -31,6 +32,7 @@ audit.seconds = 60
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
+    monkeypatch.setattr(pilot, "MOST_SEEDS", 3)  # or every audit would use its time
     monkeypatch.chdir(tmp_path)
     (tmp_path / "factory.py").write_text(FACTORY)
     (tmp_path / "tiny.toml").write_text(CONFIG)
@@ -59,6 +61,22 @@ def test_an_interrupted_audit_is_made_again_from_its_pilot(project):
     before = [path.stat().st_mtime_ns for path in stored]
     assert run_audit("tiny.toml").computed
     assert [path.stat().st_mtime_ns for path in stored] == before
+
+
+def test_a_winner_with_weights_is_written_with_both_tables(project, monkeypatch):
+    only = (Candidate("grad_dot, rms", "grad_dot", weights="rms"),)
+    monkeypatch.setattr("whence.studies.audit.run.default_candidates", lambda recipe: only)
+    factory = FACTORY.replace(
+        "whence.Examples((x[40:], y[40:]))", "whence.Examples((x[40:], y[40:])), whence.Examples((-x[:9], y[:9]))"
+    )
+    factory = factory.replace("    return task, ", "    return whence.Setup(task, ").rstrip() + ")\n"
+    (project / "factory.py").write_text(factory)
+    found = run_audit("tiny.toml")
+    assert found.summary["winner"]["weights"] == "rms"
+    assert "weights/grad_dot/rms-top.parquet" in found.summary["summary"]
+    config = load_config(found.config_path)
+    assert (config.score.methods, config.weigh.methods) == (("grad_dot",), ("grad_dot",))
+    assert list(run_weigh(found.config_path, "weighed").weights["grad_dot"]) == ["rms", "learned"]
 
 
 def test_other_settings_need_another_folder(project):

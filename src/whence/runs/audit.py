@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whence.runs.config import RunConfig, ScoreConfig, dump_toml, to_dict
+from whence.runs.config import RunConfig, ScoreConfig, WeighConfig, dump_toml, to_dict
 from whence.runs.machine import whence_version
 from whence.runs.start import Source, Start, opened
 from whence.storage import make_dir, read_json, write_atomic, write_json
@@ -50,7 +50,7 @@ def run_audit(source: Source, out: Source | None = None) -> AuditResult:
     with opened(source, out) as folder:
         run, config = folder.run, folder.run.config
         begun = folder.build()
-        basis = {"model and data": begun.facts, **_settings(config)}
+        basis = {"model and data": begun.facts, **_learned_from(begun), **_settings(config)}
         place = run.audit_dir()
         summary_path, config_path = place / AUDIT, place / "winner.toml"
         stored = read_json(summary_path) if summary_path.is_file() and config_path.is_file() else {}
@@ -58,7 +58,7 @@ def run_audit(source: Source, out: Source | None = None) -> AuditResult:
         summary = stored if known else {**_audited(begun), "computed_from": basis, "whence": whence_version()}
         if not known:
             make_dir(place)
-            winner = _winner_config(config, summary["winner"]["score"])
+            winner = _winner_config(config, summary["winner"])
             write_atomic(config_path, dump_toml(winner).encode())
             write_json(summary_path, summary)  # last: it says that all is there
             folder.record("audit")
@@ -77,6 +77,7 @@ def _audited(begun: Start) -> dict[str, Any]:
         metric=config.audit.metric,
         confidence=config.audit.confidence,
         seed=config.audit.seed,
+        learning=begun.setup.learning_queries,
         store_dir=begun.run.audit_dir() / "pilot",
     )
     return found.to_dict()
@@ -90,9 +91,18 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _winner_config(config: RunConfig, score: dict[str, Any]) -> RunConfig:
-    """The settings of the run with the winner as its only method, under a name of their own."""
+def _learned_from(begun: Start) -> dict[str, str]:
+    learning = begun.setup.learning_queries
+    return {} if learning is None else {"learning queries": learning.fingerprint}
+
+
+def _winner_config(config: RunConfig, winner: dict[str, Any]) -> RunConfig:
+    """The settings of the run with the winner as its only method, under a name of their own.
+
+    [weigh] is as the audit learned: its defaults, whatever the run has.
+    """
+    score, weigh = winner["score"], winner["weigh"] or {"methods": []}
     chosen = ScoreConfig(methods=tuple(score["methods"]), options=score.get("options", {}), top=config.score.top)
     return dataclasses.replace(
-        config, name=f"{config.name}, audited", score=chosen, weigh=dataclasses.replace(config.weigh, methods=())
+        config, name=f"{config.name}, audited", score=chosen, weigh=WeighConfig(methods=tuple(weigh["methods"]))
     )

@@ -22,7 +22,7 @@ from whence.training import EngineName, Problem, Recipe, probe, training_twin
 Half = Literal["choice", "verdict"]
 PLAN = "pilot.json"
 HALVES: tuple[Half, Half] = ("choice", "verdict")
-LEAST_LEFT_OUT, MOST_LEFT_OUT = 10, 100  # of one half
+LEAST_LEFT_OUT, MOST_LEFT_OUT = 10, 200  # of one half
 LEAST_SEEDS, MOST_SEEDS = 2, 20
 
 
@@ -35,12 +35,14 @@ class Pilot:
         n_seeds: Seeds of each half that should fit the time.
         per_run: Seconds of one further training, as timed.
         engine: That was fastest.
+        first_seed: Of further training; another audit has others.
     """
 
     left_out: dict[Half, tuple[int, ...]]
     n_seeds: int
     per_run: float
     engine: EngineName
+    first_seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -53,7 +55,7 @@ class Pilot:
 
     def seed(self, half: Half, k: int) -> int:
         """The k-th seed of a half; the halves share none."""
-        return HALVES.index(half) * MOST_SEEDS + k
+        return self.first_seed + HALVES.index(half) * MOST_SEEDS + k
 
 
 def kept_plan(plan: Callable[[], Pilot], store_dir: Path | None) -> Pilot:
@@ -135,11 +137,13 @@ def plan_pilot(inputs: Inputs, recipe: Recipe, points: Sequence[int], seconds: f
             f"judge by; {n_train} are too few. Compare all methods on a full gold standard (`whence.further_train`)."
         )
     problem = Problem(training_twin(inputs.task, recipe.dropout), inputs.train, inputs.queries, recipe)
+    started = time.perf_counter()
     timing = probe(problem, [(), *((i,) for i in range(most))], 0)[0]
+    probed = time.perf_counter() - started
     per_run = timing.seconds * n_steps
-    n_left_out, n_seeds = pilot_size(seconds / per_run / 2, most)
+    n_left_out, n_seeds = pilot_size((seconds - probed) / per_run / 2, most)
     if n_seeds < LEAST_SEEDS:
-        need = 2 * LEAST_SEEDS * (LEAST_LEFT_OUT + 1) * per_run
+        need = probed + 2 * LEAST_SEEDS * (LEAST_LEFT_OUT + 1) * per_run
         raise InputError(
             f"The smallest pilot needs {2 * LEAST_SEEDS * (LEAST_LEFT_OUT + 1)} further trainings of {per_run:.2g} s; "
             f"{seconds:.0f} s are given to it. Allow it {math.ceil(need)} s, or follow less training."
@@ -153,13 +157,18 @@ def plan_pilot(inputs: Inputs, recipe: Recipe, points: Sequence[int], seconds: f
         n_seeds=n_seeds,
         per_run=per_run,
         engine=timing.execution.engine,  # type: ignore[arg-type]
+        first_seed=len(HALVES) * MOST_SEEDS * seed,
     )
 
 
 def pilot_size(n_runs: float, most: int) -> tuple[int, int]:
     """Left-out examples and seeds of one half that may take `n_runs` runs.
 
-    The examples grow as twice the root: both are needed, and correlations over few examples are the noisier part.
+    The examples grow as three times the root: seeds and examples average the noise alike, but only more examples help
+    against the chance of which ones are left out. Where it can be, twice the least number of seeds is planned: on a
+    machine that is slower than the probe found it, some can be left away.
     """
-    n_left_out = min(most, max(LEAST_LEFT_OUT, int(2 * math.sqrt(max(n_runs, 0)))))
+    n_runs = max(n_runs, 0.0)
+    fitting = int(n_runs / (2 * LEAST_SEEDS)) - 1
+    n_left_out = min(most, max(LEAST_LEFT_OUT, min(fitting, int(3 * math.sqrt(n_runs)))))
     return n_left_out, min(MOST_SEEDS, int(n_runs // (n_left_out + 1)))

@@ -15,18 +15,23 @@ from whence.data import Examples
 from whence.errors import InputError, WhenceError
 from whence.evaluation import agreement, reliability
 from whence.evaluation.correlation import METRICS
+from whence.evaluation.disattenuated import Disattenuation
 from whence.methods import Inputs
 from whence.progress import stage
 from whence.scores import Outcomes, ScoreMatrix
 from whence.studies.audit.candidates import CONTROL, Candidate, default_candidates
 from whence.studies.audit.cost import Costed, costed
+from whence.studies.audit.forecast import Forecast
 from whence.studies.audit.pilot import HALVES, Half, kept_plan, plan_pilot, run_pilot
-from whence.studies.audit.verdict import Audit
+from whence.studies.audit.verdict import NOISE_FREE, Audit
+from whence.studies.audit.weighting import Weighting
 from whence.studies.spacing import evenly
 from whence.task import Task
 from whence.training import Recipe
 
-GOLD_SHARE = 0.5  # of the budget for the pilot; what is left pays for probe, candidates and comparison
+GOLD_SHARE = 0.5  # of the budget for the pilot
+SCORES_SHARE = 0.95  # of the budget after which no candidate is begun; what is left pays for the comparison
+SLACK = 1.2  # a forecast may be too small
 MOST_QUERIES = 50
 N_BOOTSTRAP = 500
 
@@ -45,6 +50,7 @@ def audit(
     candidates: Sequence[Candidate] | None = None,
     metric: str = "pearson",
     confidence: float = 0.95,
+    learning: Examples | None = None,
     store_dir: str | Path | None = None,
     seed: int = 0,
 ) -> Audit:
@@ -58,20 +64,24 @@ def audit(
         train: Its train set.
         queries: What is to be explained; of more than 50, evenly spaced ones are used.
         recipe: Further training.
-        seconds: Time budget. The pilot takes half of it; candidates that have not begun when it is over are named.
+        seconds: Time budget. The pilot takes half of it. A candidate that would not end in what is left, by a forecast
+            from a small part of its work, is not begun, and named.
         points: Amounts of training to judge at, in the recipe's unit; default its end.
         candidates: What to compare; default `default_candidates(recipe)`.
         metric: A name in `METRICS`. Pearson does not punish an offset common to all examples, which the gold
             standard has lost as well.
-        confidence: Of the intervals, over queries and seeds.
+        confidence: Of the intervals, over left-out examples, seeds and queries.
+        learning: Queries that weights of parameter groups are learned from, held out from `queries`; default a part
+            of the train set. No outcome is looked at.
         store_dir: Keeps finished further trainings, so that the same call continues.
-        seed: Of the choice of left-out examples, and of the bootstrap.
+        seed: Of the choice of left-out examples, of the pilot's further training, and of the bootstrap.
     Returns:
         Table, winner, verdict and a summary in words.
     Raises:
         InputError: The budget is too small for the smallest pilot, or the train set for two halves.
     Cost:
-        About `seconds`. A single candidate that is much slower than the budget is not interrupted.
+        About `seconds`; more where two seeds of the smallest pilot take longer than was timed. A candidate that has
+        begun is not interrupted, and forecasts are good to a factor of about two.
     Reference:
         The gold standard is that of Wei et al. (2025), arXiv:2412.03906.
     """
@@ -87,41 +97,64 @@ def audit(
         pilot = kept_plan(lambda: plan_pilot(inputs, recipe, at, GOLD_SHARE * seconds, seed), folder)
     gold = run_pilot(pilot, inputs, recipe, at, started + GOLD_SHARE * seconds, folder)
     outcomes = {half: gold[half].outcomes("mean") for half in HALVES}
-    scored, failed = _score(wanted, inputs, recipe, at, started + seconds)
-    judged = {half: _judge(scored, outcomes[half], metric, confidence, seed) for half in HALVES}
+    weighting = Weighting(inputs, recipe, at, learning)
+    scored, failed = _score(wanted, inputs, recipe, at, weighting, started + SCORES_SHARE * seconds)
+    with stage("comparing"):
+        judged = {half: _judge(scored, outcomes[half], metric, confidence, seed) for half in HALVES}
+        by_point = _with_intervals(judged["verdict"], scored, outcomes["verdict"], metric, inputs, confidence, seed)
     table = _table(wanted, scored, failed, judged)
     winner = _winner(wanted, table, failed)
     notes = (*_silent_queries(outcomes["verdict"]), *(f"{label}: {reason}." for label, reason in failed.items()))
     spent = time.perf_counter() - started
-    by_point = judged["verdict"].assign(ceiling=_ceilings(judged["verdict"], outcomes["verdict"], metric))
     return Audit(table, by_point, wanted, winner, metric, recipe.unit, gold, spent, float(seconds), confidence, notes)
 
 
 def _score(
-    candidates: Sequence[Candidate], inputs: Inputs, recipe: Recipe, at: tuple[int, ...], deadline: float
+    candidates: Sequence[Candidate],
+    inputs: Inputs,
+    recipe: Recipe,
+    at: tuple[int, ...],
+    weighting: Weighting,
+    deadline: float,
 ) -> tuple[Scored, dict[str, str]]:
-    """Scores of all candidates that work and begin in time, and why the others have none."""
+    """Scores of all candidates that work and should end in time, and why the others have none."""
     scored: Scored = {}
     failed: dict[str, str] = {}
+    forecast = Forecast(inputs, recipe, at, weighting)
     with stage("scoring", total=len(candidates), unit="candidates") as progress:
         for candidate in candidates:
-            if time.perf_counter() > deadline:
-                failed[candidate.label] = "not tried, the time was over"
-                continue
             try:
-                scored[candidate.label] = costed(lambda c=candidate: c.scores(inputs, recipe, at))  # type: ignore[misc]
+                late = _late(forecast, candidate, deadline)
+                if late:
+                    failed[candidate.label] = late
+                else:
+                    scored[candidate.label] = costed(
+                        lambda c=candidate: c.scores(inputs, recipe, at, weighting.of(c))  # type: ignore[misc]
+                    )
+                    forecast.done(candidate)
             except WhenceError as error:
                 failed[candidate.label] = str(error).rstrip(".")
             progress.advance()
     return scored, failed
 
 
+def _late(forecast: Forecast, candidate: Candidate, deadline: float) -> str:
+    """Why a candidate is not begun; empty where it should end in time."""
+    left = deadline - time.perf_counter()
+    if left <= 0:
+        return "not tried, the time was over"
+    need = SLACK * forecast.seconds(candidate, left)
+    left = deadline - time.perf_counter()
+    return f"not tried, it would take about {need:.2g} s and {max(left, 0):.2g} s were left" if need > left else ""
+
+
 def _judge(scored: Scored, outcomes: Outcomes, metric: str, confidence: float, seed: int) -> pd.DataFrame:
     """Agreement of each candidate at each amount: candidate, point, value, low, high, n_query."""
     parts = []
+    n_bootstrap = 1 if metric == "pearson" else N_BOOTSTRAP  # Pearson's intervals come from `Disattenuation`
     for label, found in scored.items():
         result = agreement(
-            found.value, outcomes, metrics=[metric], n_bootstrap=N_BOOTSTRAP, confidence=confidence, seed=seed
+            found.value, outcomes, metrics=[metric], n_bootstrap=n_bootstrap, confidence=confidence, seed=seed
         )
         parts.append(result.table.assign(candidate=label)[["candidate", "point", "value", "low", "high", "n_query"]])
     columns = ["candidate", "point", "value", "low", "high", "n_query"]
@@ -159,9 +192,33 @@ def _winner(candidates: Sequence[Candidate], table: pd.DataFrame, failed: Mappin
     return real[0]
 
 
-def _ceilings(judged: pd.DataFrame, outcomes: Outcomes, metric: str) -> pd.Series[float]:
+def _with_intervals(
+    judged: pd.DataFrame,
+    scored: Scored,
+    outcomes: Outcomes,
+    metric: str,
+    inputs: Inputs,
+    confidence: float,
+    seed: int,
+) -> pd.DataFrame:
+    """The verdict half with ceiling, noise-free agreement and its interval; the last two for Pearson only."""
     ceiling = reliability(outcomes, metric, n_bootstrap=1).ceiling()
-    return judged["point"].map(ceiling).astype(float)
+    table = judged.assign(ceiling=judged["point"].map(ceiling).astype(float), **dict.fromkeys(NOISE_FREE, math.nan))
+    if metric != "pearson" or not len(judged):
+        return table
+    resampled = Disattenuation.of(
+        outcomes,
+        share=len(outcomes.left_out) / inputs.n_train,
+        n_bootstrap=N_BOOTSTRAP,
+        confidence=confidence,
+        seed=seed,
+    )
+    for label, found in scored.items():
+        rows = table.index[table["candidate"] == label]  # in the order of the points
+        raw, free = resampled.agreement(found.value), resampled.agreement(found.value, n_seeds=math.inf)
+        table.loc[rows, ["low", "high"]] = raw[["low", "high"]].to_numpy()
+        table.loc[rows, list(NOISE_FREE)] = free[["value", "low", "high"]].to_numpy()
+    return table
 
 
 def _silent_queries(outcomes: Outcomes) -> tuple[str, ...]:
