@@ -12,7 +12,7 @@ export WHENCE_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench bench-peers clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,7 +43,12 @@ bench: setup  ## published recipe on UCI Energy: agreement with further training
 	$(BIN)/python -m benchmarks.fimoda --dataset energy --compare-loop --out benchmarks/results/energy-speed.json
 	$(BIN)/python -m benchmarks.weights --out benchmarks/results/weights.json
 	$(BIN)/python -m benchmarks.unrolled --out benchmarks/results/unrolled.json
+	$(BIN)/python -m benchmarks.projections --out benchmarks/results/projections.json
 	$(BIN)/python -m benchmarks.tables
+
+bench-peers:  ## our methods beside existing tools, in an environment of their own
+	PIP_FLAGS="$(PIP_FLAGS)" benchmarks/peers/install.sh .venv-peers $(PYTHON)
+	for task in mlp cnn bert gpt2; do .venv-peers/bin/python -m benchmarks.peers --task $$task --threads 1 --out benchmarks/results/peers-$$task.json || exit 1; done
 
 clean:  ## remove what was installed and cached
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

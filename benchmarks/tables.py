@@ -9,19 +9,34 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.published import PUBLISHED, PUBLISHED_FIGURES, PublishedFigures
+
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
-DATASETS = ("energy", "energy-five-seeds", "concrete", "adult", "credit_default")
+CASES = {
+    "energy": "three final models",
+    "energy-five-seeds": "one final model",
+    "concrete": "one final model",
+    "adult": "stands in for Folktables",
+    "adult-some-queries": "Adult, fewer queries, with `unrolled`",
+    "credit_default": "stands in for FICO",
+    "credit_default-some-queries": "Credit, fewer queries, with `unrolled`",
+    "energy-adam": "further training by Adam",
+    "concrete-adam": "further training by Adam",
+    "energy-retrained": "training from scratch instead of further training",
+}
+OURS = ("horizon_ahead", "unrolled")
 INTRO = """# Results
 
 Made by `python -m benchmarks.tables` from the JSON files in `benchmarks/results`, which hold every figure, the machine
 and the seconds. Do not edit by hand.
 
 The published recipe of final-model-only attribution (Wei et al. 2025, arXiv:2412.03906): a trained network is trained
-further without each of 100 evenly spaced train examples, the common movement is removed (eq. 13), and each method's
-scores are compared with what happened, per query. `adult` and `credit_default` stand in for Folktables and FICO.
-`horizon_ahead`, `horizon` and their recipe have nothing that was tuned on a gold standard; `influence_gn` has the
-published damping. Only the gold standard is centered, so the cosine of a perfect method stays a little below 1.
+further without each of 100 evenly spaced train examples, the common movement is removed, and each method's scores are
+compared with what happened, per query. All methods but `horizon`, `horizon_ahead` and `unrolled`, which follow further
+training, know the final model only (`tracin` its checkpoints too); they have their published damping, and nothing was
+tuned on a gold standard. Only the gold standard is centered, so the cosine of a perfect method stays a little below 1.
+`adult` and `credit_default` stand in for Folktables and FICO.
 """
 
 
@@ -30,13 +45,68 @@ def row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def agreement_table(result: dict[str, Any], metric: str) -> list[str]:
+def agreement_table(result: dict[str, Any], kind: str, title: str) -> list[str]:
     """Methods x points, of the means over final models."""
-    head = row([metric, *(f"{p} epochs" if p > 1 else "1 epoch" for p in result["points"])])
+    head = row([title, *(f"{p} epochs" if p > 1 else "1 epoch" for p in result["points"])])
     lines = [head, row(["---"] * (1 + len(result["points"])))]
-    for method, values in result[metric].items():
+    for method, values in result[kind].items():
         lines.append(row([f"`{method}`", *(f"{v:.3f}" for v in values)]))
-    return lines
+    return [*lines, ""]
+
+
+def seeds_table(result: dict[str, Any]) -> list[str]:
+    """Agreement with the average of so many seeds, at its best point."""
+    curves = result.get("seeds_curve", {})
+    if not curves:
+        return []
+    counts = list(next(iter(curves.values())))
+    lines = [row(["cosine at the best point", *(f"{k} seed{'s' * (k != '1')}" for k in counts)])]
+    lines.append(row(["---"] * (1 + len(counts))))
+    for method, curve in curves.items():
+        lines.append(row([f"`{method}`", *(f"{curve[k]:.3f}" for k in counts)]))
+    return [*lines, ""]
+
+
+def leads(result: dict[str, Any]) -> list[str]:
+    """How far our methods are above the best published one, by Pearson."""
+    found = result["pearson"]
+    published = [found[name] for name in PUBLISHED if name in found]
+    lines = []
+    for name in (name for name in OURS if name in found):
+        best = [max(column) for column in zip(*published, strict=True)]
+        gaps = ", ".join(f"{ours - other:+.4f}" for ours, other in zip(found[name], best, strict=True))
+        lines.append(f"`{name}` above the best published method, Pearson at each amount: {gaps}.")
+    return [*lines, ""] if lines else []
+
+
+def refusals(result: dict[str, Any]) -> list[str]:
+    """What cannot be computed here, in the first words of the error."""
+    reasons = [f"- `{name}`: {text.partition('. ')[0]}." for name, text in result.get("refused", {}).items()]
+    return ["Not computed:", "", *reasons, ""] if reasons else []
+
+
+def published_table(result: dict[str, Any], figures: PublishedFigures) -> list[str]:
+    """Our cosines beside the published ones, which come from 100 seeds and another final model."""
+    points = figures.points
+    lines = [
+        f"Cosines beside the published figures for {figures.dataset} (100 gold seeds, another final model), and the "
+        "band that a repetition is expected in:",
+        "",
+        row(["", *(cell for p in points for cell in (f"published, {p}", f"ours, {p}", f"band, {p}"))]),
+        row(["---"] * (1 + 3 * len(points))),
+    ]
+    for name, values in figures.cosines.items():
+        if name not in result["cosine"]:
+            continue
+        cells = []
+        for p, value in zip(points, values, strict=True):
+            ours = result["cosine"][name][result["points"].index(p)]
+            band = figures.bands.get((name, p))
+            cells += [f"{value:.3f}", f"{ours:.3f}", "" if band is None else f"{band[0]:g} to {band[1]:g}"]
+        lines.append(row([f"`{name}`", *cells]))
+    likeness = result.get("datainf_like_grad_dot")
+    told = "" if likeness is None else f"Mean cosine of the scores of `datainf` and `grad_dot`: {likeness:.3f}."
+    return [*lines, "", *([told, ""] if told else [])]
 
 
 def per_model(result: dict[str, Any]) -> list[str]:
@@ -49,25 +119,39 @@ def per_model(result: dict[str, Any]) -> list[str]:
         for method in ("grad_dot", "influence_gn", "horizon", "horizon_ahead"):
             figures = [f"{v:.3f}" for v in model["cosine"][method]]
             lines.append(row([str(model["init_seed"]), f"{model['train_loss']:.6f}", f"`{method}`", *figures]))
-    return lines
+    return [*lines, ""]
 
 
-def dataset_section(name: str, result: dict[str, Any]) -> list[str]:
-    """Agreement on one data set."""
+def case_section(name: str, remark: str, result: dict[str, Any]) -> list[str]:
+    """Agreement on one data set, with one kind of truth."""
     n_models = len(result.get("models", [0]))
     trust = result["reliability"]
+    queries = "" if result.get("queries") is None else f"the first {result['queries']} queries, "
     lines = [
         f"## {name}",
         "",
-        f"{result['seeds']} gold seeds, {n_models} final model(s); mean train loss {result['train_loss']:.6f}, "
-        f"test loss {result['test_loss']:.4f}. "
+        f"{remark[0].upper()}{remark[1:]}. {result['seeds']} gold seed(s), {queries}{n_models} final model(s); mean "
+        f"train loss {result['train_loss']:.6f}, test loss {result['test_loss']:.4f}. "
         + ("" if trust is None else f"Reliability of the gold standard: {', '.join(f'{r:.2f}' for r in trust)}. ")
         + f"{_machine(result)}",
         "",
     ]
-    for metric in ("cosine", "pearson"):
-        lines += [*agreement_table(result, metric), ""]
-    return lines + ([*per_model(result), ""] if n_models > 1 else [])
+    for kind, title in TABLES.items():
+        if result.get(kind):
+            lines += agreement_table(result, kind, title)
+    lines += [*seeds_table(result), *leads(result), *refusals(result)]
+    figures = PUBLISHED_FIGURES.get(name)
+    if figures is not None and set(figures.points) <= set(result["points"]):
+        lines += published_table(result, figures)
+    return lines + (per_model(result) if n_models > 1 else [])
+
+
+TABLES = {
+    "pearson": "Pearson",
+    "cosine": "cosine",
+    "spearman": "Spearman",
+    "cosine_full": "cosine, run on all data subtracted (eq. 17)",
+}
 
 
 def speed_section(result: dict[str, Any]) -> list[str]:
@@ -247,10 +331,10 @@ def _machine(result: dict[str, Any]) -> str:
 def main() -> None:
     """Read, write."""
     lines = [INTRO]
-    for name in DATASETS:
+    for name, remark in CASES.items():
         path = RESULTS / f"{name}.json"
         if path.is_file():
-            lines += dataset_section(name, json.loads(path.read_text()))
+            lines += case_section(name, remark, json.loads(path.read_text()))
     speed = RESULTS / "energy-speed.json"
     if speed.is_file():
         lines += speed_section(json.loads(speed.read_text()))
