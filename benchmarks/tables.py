@@ -18,9 +18,10 @@ CASES = {
     "energy-five-seeds": "one final model",
     "concrete": "one final model",
     "adult": "stands in for Folktables",
-    "adult-some-queries": "Adult, fewer queries, with `unrolled`",
+    "adult-some-queries": "fewer queries, with the methods that cost most",
+    "adult-one-epoch": "as before, one epoch and more gold seeds",
     "credit_default": "stands in for FICO",
-    "credit_default-some-queries": "Credit, fewer queries, with `unrolled`",
+    "credit_default-some-queries": "fewer queries, with the methods that cost most",
     "energy-adam": "further training by Adam",
     "concrete-adam": "further training by Adam",
     "energy-retrained": "training from scratch instead of further training",
@@ -75,7 +76,7 @@ def leads(result: dict[str, Any]) -> list[str]:
     for name in (name for name in OURS if name in found):
         best = [max(column) for column in zip(*published, strict=True)]
         gaps = ", ".join(f"{ours - other:+.4f}" for ours, other in zip(found[name], best, strict=True))
-        lines.append(f"`{name}` above the best published method, Pearson at each amount: {gaps}.")
+        lines.append(f"- `{name}` above the best published method, Pearson at each amount: {gaps}.")
     return [*lines, ""] if lines else []
 
 

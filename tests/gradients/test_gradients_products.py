@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from whence.data import Examples
 from whence.errors import NonFiniteError
-from whence.gradients import loss_gradients, loss_products, products, route
+from whence.gradients import gradient_products, loss_gradients, loss_products, measure_gradients, pairs, products, route
 from whence.gradients.route import choose_path, route_of, to_check
 from whence.rng import torch_generator
 from whence.task import Task
@@ -145,3 +145,54 @@ def test_the_route_is_found_once_and_again_for_other_modules(monkeypatch):
     assert len(calls) == 2
     route_of(problem.task.with_model(mlp(3, 1).double().eval()), problem.train)
     assert len(calls) == 3
+
+
+# --- of two data sets, from factors -----------------------------------------------------------------------------------
+
+
+def pairs_of(problem, train=None):
+    found = gradient_products(problem.task, problem.queries, problem.train if train is None else train)
+    return torch.cat([values for _, values in found], 1)
+
+
+def assert_equal_pairs(problem):
+    a = measure_gradients(problem.task, problem.queries, path="loop")
+    b = rows_by_loop(problem.task, problem.train)
+    bound = ROUNDING * float((a.norm(dim=1)[:, None] * b.norm(dim=1)).max())
+    assert_close(pairs_of(problem), a @ b.T, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_products_of_gradients_equal_those_with_rows(name):
+    assert_equal_pairs(PROBLEMS[name]())
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "tied", "shared", "embedding"])
+def test_blocks_of_either_do_not_matter(monkeypatch, name):
+    monkeypatch.setattr(pairs, "PASS_EXAMPLES", 3)
+    assert_equal_pairs(PROBLEMS[name]())
+
+
+def test_layers_at_one_position_need_no_query_rows(monkeypatch):
+    """The products of a plain network come from factors alone: no direction reaches the products by layer."""
+    seen = []
+    monkeypatch.setattr(pairs, "product_of_layer", lambda gradient, own: seen.append(own) or 0.0)
+    assert_equal_pairs(PROBLEMS["mlp"]())
+    assert seen == []
+
+
+def test_pairs_of_a_model_that_treats_larger_batches_otherwise(turning):
+    task, examples = turning
+    queries = examples.subset(range(3))
+    found = torch.cat([values for _, values in gradient_products(task, queries, examples)], 1)
+    expected = rows_by_loop(task, queries) @ rows_by_loop(task, examples).T
+    assert_close(found, expected, rtol=0, atol=1e-11 * float(expected.abs().max()))
+
+
+def test_pairs_name_an_example_that_is_not_finite():
+    x, y = (torch.randn(9, k, generator=torch_generator(0, "root"), dtype=torch.float64) for k in (3, 1))
+    x[7] = 0
+    task = Task.regression(nn.Sequential(nn.Linear(3, 1, bias=False).double(), Root()).eval())
+    ids = ["a", "b", "c", "d", "e", "f", "g", "seven", "h"]
+    with pytest.raises(NonFiniteError, match="'seven'"):
+        list(gradient_products(task, Examples((x[:3], y[:3])), Examples((x, y), ids=ids)))

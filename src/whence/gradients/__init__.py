@@ -2,6 +2,7 @@
 
 from whence.gradients.check import GradientCheck, check_gradients
 from whence.gradients.layer_pass import LayerGradient
+from whence.gradients.pairs import gradient_products
 from whence.gradients.passes import Block, Cotangents, blocks, slope_of
 from whence.gradients.plan import HookPlan
 from whence.gradients.products import loss_products
@@ -30,6 +31,7 @@ __all__ = [
     "check_gradients",
     "choose_path",
     "chunk_size",
+    "gradient_products",
     "hook_coverage",
     "layer_plan",
     "loss_gradients",

@@ -61,6 +61,13 @@ class LayerGradient:
         rule = self.call.rule
         return rule if isinstance(rule, KroneckerRule) and rule.is_kronecker(self.call.module) else None
 
+    @property
+    def n_positions(self) -> int:
+        """At how many positions of each example the layer gives an output."""
+        first = self.rule is not None and self.rule.channels_first
+        per_row = self.g[0, 0].numel() if first else self.g[0, ..., 0].numel()
+        return self.g.shape[0] // self.n * per_row
+
     def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Inputs (n, s, i) and output gradients (n, s, o), for a layer with a `rule` above."""
         assert self.rule is not None

@@ -67,11 +67,11 @@ def _of_block(block: Block, directions: Tensor, by_name: dict[str, Tensor]) -> T
         return None
     total = torch.zeros(len(directions), len(block.cotangents), dtype=torch.float64, device=directions.device)
     for gradient in gradients:
-        total += _of_layer(gradient, {own: by_name[name] for own, name in gradient.names.items()})
-    return total if bool(torch.isfinite(total).all()) and _is_right(block, directions, total) else None
+        total += product_of_layer(gradient, {own: by_name[name] for own, name in gradient.names.items()})
+    return total if products_are_right(block, directions, total) else None
 
 
-def _of_layer(gradient: LayerGradient, directions: dict[str, Tensor]) -> Tensor:
+def product_of_layer(gradient: LayerGradient, directions: dict[str, Tensor]) -> Tensor:
     """Products (m, b) of one call of a layer, with directions (m, *shape) of its own parameters."""
     some = next(iter(directions.values()))
     if gradient.rule is not None:
@@ -112,8 +112,10 @@ def _of_gradients(gradient: LayerGradient, directions: dict[str, Tensor]) -> Ten
     return total
 
 
-def _is_right(block: Block, directions: Tensor, found: Tensor) -> bool:
-    """Whether the products of one example, where one is due, are those that plain autograd gives."""
+def products_are_right(block: Block, directions: Tensor, found: Tensor) -> bool:
+    """Whether all products are finite, and those of one example, where one is due, what plain autograd gives."""
+    if not bool(torch.isfinite(found).all()):
+        return False
     example = to_check(block.part)
     if example is None:
         return True

@@ -59,6 +59,11 @@ class Inputs:
         return self.task.measure.orientation
 
     @property
+    def is_plain(self) -> bool:
+        """Whether query gradients are taken as they are: neither weighted nor split into groups."""
+        return self._query_map is None
+
+    @property
     def query_gradients(self) -> Tensor:
         """Query side a_q at the final parameters, (n_query, n_params)."""
         return self._mapped(self._raw(None))

@@ -13,12 +13,12 @@ from whence.checks import look_up, require_count
 from whence.curvature.kronecker.cotangents import FISHERS
 from whence.curvature.kronecker.eigen import Eigen
 from whence.curvature.kronecker.moments import moments_of
-from whence.curvature.kronecker.sites import Site, sites_of
 from whence.curvature.kronecker.spectrum import KroneckerSpectrum, LayerSpectrum
 from whence.curvature.kronecker.squares import squares_of
 from whence.data import Examples
 from whence.errors import UnsupportedError
 from whence.gradients import Block, Cotangents, HookPlan, blocks, layer_plan, loss_gradients
+from whence.gradients.sites import Site, sites_of
 from whence.progress import stage
 from whence.task import ParameterLayout, Task, working_dtype
 

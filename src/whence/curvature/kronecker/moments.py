@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from whence.curvature.kronecker.eigen import Eigen, eigen
-from whence.curvature.kronecker.sites import Site, by_site
 from whence.gradients import Block
+from whence.gradients.sites import Site, by_site
 from whence.task import ParameterLayout
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from whence.algebra import ResolvableFilter, SpectralFilter
-from whence.curvature.kronecker.sites import Site
+from whence.gradients.sites import Site
 from whence.task import ParameterLayout
 
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from whence.curvature.kronecker.sites import Site, by_site
 from whence.gradients import Block, LayerGradient
+from whence.gradients.sites import Site, by_site
 
 BUFFER = 32 * 2**20  # bytes of one layer's gradients that live at once
 Key = TypeVar("Key")

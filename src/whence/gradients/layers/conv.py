@@ -25,6 +25,8 @@ WEIGHT_GRADIENTS: dict[int, Callable[..., Tensor]] = {
 class ConvRule(KroneckerRule):
     """The weight gradients of n examples are that of one convolution with n times the groups, one group an example."""
 
+    channels_first = True
+
     def is_kronecker(self, module: nn.Module) -> bool:
         """Only without groups: with groups each has factors of its own."""
         return isinstance(module, Conv) and module.groups == 1

@@ -55,7 +55,13 @@ class LayerRule(ABC):
 
 
 class KroneckerRule(LayerRule):
-    """A layer whose weight gradient is a sum of outer products of an input and an output gradient."""
+    """A layer whose weight gradient is a sum of outer products of an input and an output gradient.
+
+    Attributes:
+        channels_first: Whether the o outputs of a position lie in the second dimension, not in the last.
+    """
+
+    channels_first = False
 
     def is_kronecker(self, module: nn.Module) -> bool:
         """Whether this module, with its settings, has factors."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whence.gradients import HookPlan, LayerGradient
+from whence.gradients.layer_pass import LayerGradient
 from whence.gradients.layers import KroneckerRule
+from whence.gradients.plan import HookPlan
 from whence.task import ParameterLayout
 
 
