@@ -18,7 +18,7 @@ from benchmarks.peers.problems import Method, Problem, Settings, Steps, example_
 
 LIBRARY = "kronfluence"
 NOTES: dict[str, str] = {
-    "ekfac_linear": "counts padded and unused positions of a layer's inputs; with these counted by us too, equal to 1.0000",
+    "ekfac_linear": "counts padded positions too; where we count them, scores are equal to 1.0000",
 }
 
 

@@ -13,8 +13,8 @@ def peers_section(task: str, result: dict[str, Any]) -> list[str]:
         f"## Beside other tools: {task}",
         "",
         f"CPU seconds of fit and score on {result['threads']} thread(s), medians of {result['repeats']}, same model, "
-        "data and threads, runs of ours and theirs in turn. Ratio: their seconds over ours for as many queries. Agreement: "
-        "Pearson of their scores with ours over all pairs; 1 says that the same quantity is compared.",
+        "data and threads, runs of ours and theirs in turn. Ratio: their seconds over ours for as many queries. "
+        "Agreement: Pearson of their scores with ours over all pairs; 1 says that the same quantity is compared.",
         "",
         "| method | tool | fit | score | queries | peak MiB | ratio | agreement | |",
         "|---|---|---|---|---|---|---|---|---|",
