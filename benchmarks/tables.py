@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.table import peers_section
 from benchmarks.published import PUBLISHED, PUBLISHED_FIGURES, PublishedFigures
+from benchmarks.unrolled import init_section
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -315,6 +317,32 @@ def unrolled_section(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def projections_section(result: dict[str, Any]) -> list[str]:
+    """What a projection costs by kind, and how far it moves inner products."""
+    lines = [
+        f"## Projections to {result['dim']} dimensions",
+        "",
+        f"{_machine(result)} CPU seconds of one thread for all rows, and the error of the Gram matrix of "
+        f"{result['gram_rows']} rows (Frobenius, of the exact one).",
+        "",
+        row(["case", "rows", *(f"{kind}: s" for kind in _kinds(result)), *(f"{k}: error" for k in _errors(result))]),
+        row(["---"] * (2 + len(_kinds(result)) + len(_errors(result)))),
+    ]
+    for name, case in result["cases"].items():
+        seconds = [f"{case['seconds'][kind]['all_rows_s']:.2f}" for kind in _kinds(result)]
+        errors = [f"{case['gram_error'][kind]:.3f}" for kind in _errors(result)]
+        lines.append(row([name, str(case["n_rows"]), *seconds, *errors]))
+    return [*lines, ""]
+
+
+def _kinds(result: dict[str, Any]) -> list[str]:
+    return list(next(iter(result["cases"].values()))["seconds"])
+
+
+def _errors(result: dict[str, Any]) -> list[str]:
+    return list(next(iter(result["cases"].values()))["gram_error"])
+
+
 def _sizes(found: dict[str, float], what: str) -> str:
     return ", ".join(f"{n}: {seconds:.1f} s" for n, seconds in found.items()) + f" ({what}: seconds)"
 
@@ -347,7 +375,14 @@ def main() -> None:
         lines += weights_section(json.loads(weights.read_text()))
     unrolled = RESULTS / "unrolled.json"
     if unrolled.is_file():
-        lines += unrolled_section(json.loads(unrolled.read_text()))
+        found = json.loads(unrolled.read_text())
+        lines += unrolled_section(found)
+        lines += init_section(found) if "from_start" in found else []
+    for path in sorted(RESULTS.glob("peers-*.json")):
+        lines += peers_section(path.stem.removeprefix("peers-"), json.loads(path.read_text()))
+    projections = RESULTS / "projections.json"
+    if projections.is_file():
+        lines += projections_section(json.loads(projections.read_text()))
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
     print(PAGE)
 
