@@ -239,7 +239,8 @@ def test_a_repeated_example_scores_like_its_twin(method, classification):
 def test_top_k_of_the_block_stream_is_that_of_the_matrix(method, classification, monkeypatch):
     problem = classification(hidden=4, n_train=20)
     monkeypatch.setattr("whence.gradients.rows.chunk_size", lambda *_: 3)
-    monkeypatch.setattr("whence.gradients.products.PASS_EXAMPLES", 3)
+    for room in ("products", "pairs"):
+        monkeypatch.setattr(f"whence.gradients.{room}.PASS_EXAMPLES", 3)
     inputs, preset = Inputs(*problem), METHODS[method]
     source = block_source(preset, inputs, preset.compute(inputs, **OPTIONS.get(method, {})))
     matrix = attribute(*problem, method, **OPTIONS.get(method, {}))

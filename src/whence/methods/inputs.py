@@ -118,7 +118,7 @@ class Inputs:
             InputError: The weights belong to other parameters.
         """
         of_parameter = weights.of_parameter(self.task.layout).to(self.task.device)
-        twin = self._with_map(lambda rows: rows * of_parameter.to(rows.dtype))
+        twin = self._with_map(None if weights.is_uniform else lambda rows: rows * of_parameter.to(rows.dtype))
         twin.weights = weights
         return twin
 
@@ -138,7 +138,7 @@ class Inputs:
         twin._curvatures = self._curvatures
         return twin
 
-    def _with_map(self, query_map: QueryMap) -> Inputs:
+    def _with_map(self, query_map: QueryMap | None) -> Inputs:
         twin = copy.copy(self)  # curvatures and raw gradients stay shared
         twin._query_map = query_map
         return twin
