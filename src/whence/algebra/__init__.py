@@ -5,6 +5,7 @@ A block of vectors is rows, (m, dim); operators act on each row. Scalars and eig
 
 from __future__ import annotations
 
+from whence.algebra.block_krylov import block_krylov
 from whence.algebra.cg import CGResult, conjugate_gradient
 from whence.algebra.damping import Damping
 from whence.algebra.dense import apply_filter_dense, exact_look_ahead_dense, run_gradient_descent
@@ -61,6 +62,7 @@ __all__ = [
     "SymmetricOperator",
     "UnresolvedDampedInverse",
     "apply_filter_dense",
+    "block_krylov",
     "conjugate_gradient",
     "damped_inverse",
     "exact_look_ahead_dense",

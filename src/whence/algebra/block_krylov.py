@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from whence.algebra.cg import CGResult, Progress, _checked
+from whence.algebra.cg import CGResult, Progress, checked_systems
 from whence.algebra.operators import SymmetricOperator
 from whence.algebra.precision import as_float64, row_norms
 from whence.checks import require_count
@@ -62,7 +62,7 @@ def block_krylov(
         O'Leary (1980), doi:10.1016/0024-3795(80)90247-5, whose block conjugate gradients give the same solutions in
         exact arithmetic while no direction is left out.
     """
-    _checked(operator, rows, shifts, tolerance)
+    checked_systems(operator, rows, shifts, tolerance)
     limit = _most_that_fit(operator) if max_basis is None else max_basis
     require_count(limit, "max_basis")
     norms = row_norms(rows)

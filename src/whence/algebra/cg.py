@@ -74,7 +74,7 @@ def conjugate_gradient(
     Reference:
         Jegerlehner (1996), arXiv:hep-lat/9612014, eqs. 2.42-2.44 (CG-M), with ratios of successive zeta.
     """
-    gaps, base = _checked(operator, rows, shifts, tolerance)
+    gaps, base = checked_systems(operator, rows, shifts, tolerance)
     limit = _ITERATIONS_PER_DIM * operator.dim if max_iterations is None else max_iterations
     require_count(limit, "max_iterations")
     solutions = torch.zeros(len(shifts), *rows.shape, dtype=rows.dtype, device=rows.device)
@@ -157,7 +157,7 @@ class _Block:
         return scalars[..., None].to(vectors.dtype) * vectors
 
 
-def _checked(
+def checked_systems(
     operator: SymmetricOperator, rows: Tensor, shifts: Sequence[float], tolerance: float
 ) -> tuple[Tensor, float]:
     """Shifts above the smallest, and the smallest."""
