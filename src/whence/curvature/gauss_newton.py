@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from whence.algebra import ResolvableFilter, Steps
+from whence.algebra import ResolvableFilter, SpectralFilter, Steps
 from whence.checks import look_up, require_finite
 from whence.curvature.dual import DualForm
 from whence.curvature.krylov import KrylovForm
@@ -79,10 +79,12 @@ class GaussNewton:
 
     def resolve(self, filter: ResolvableFilter) -> ResolvableFilter:
         """The filter with its damping in absolute numbers."""
-        # The gradient statistic costs a pass, so the curvature's own is tried alone first.
-        needs_gradients = "mean_square_gradient" in str(filter.describe())
-        msg = self.linear.mean_square_gradient if needs_gradients else None
-        return filter.resolve(mean_eigenvalue=self.form.mean_eigenvalue, mean_square_gradient=msg)
+        # Each statistic costs a pass over the Jacobian rows, so none is computed that the filter cannot need.
+        settings = str(filter.describe())
+        known = isinstance(filter, SpectralFilter) or "'absolute'" in settings
+        mean = None if known else self.form.mean_eigenvalue
+        msg = self.linear.mean_square_gradient if "'mean_square_gradient'" in settings else None
+        return filter.resolve(mean_eigenvalue=mean, mean_square_gradient=msg)
 
     def scores(self, filter: ResolvableFilter, queries: Tensor, contrasts: Tensor | None = None) -> Tensor:
         """(1/n) a_q^T f(C) b_i: the change of each query's measure when example i's weight falls by one.

@@ -16,6 +16,7 @@ from whence.algebra import (
     Horizon,
     LanczosBasis,
     ResolvableFilter,
+    SpectralFilter,
     Steps,
     SymmetricOperator,
     lanczos,
@@ -130,7 +131,7 @@ class KrylovForm:
         return torch.cat([(a @ vectors.to(a.dtype).T).double() for a in self._factors()])
 
     def _known(self, filter: ResolvableFilter) -> ResolvableFilter:
-        return filter.resolve(mean_eigenvalue=self.mean_eigenvalue)
+        return filter if isinstance(filter, SpectralFilter) else filter.resolve(mean_eigenvalue=self.mean_eigenvalue)
 
     def _grown(self, filter: ResolvableFilter, rows: Tensor) -> LanczosBasis:
         """Krylov spaces of the rows, grown far enough for the filter; those of the last few blocks are kept."""
