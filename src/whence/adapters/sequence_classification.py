@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,8 +78,7 @@ class Tokens:
             found = optional_part(batch, pick)
             if found is not None:
                 arguments[name] = found
-        with _places_for_each_text(model, len(arguments["input_ids"])):
-            return logits(model, arguments)
+        return logits(model, arguments)
 
     def check(self, batch: Batch, ids: Sequence[object]) -> None:
         """Refuse padding that would be read as text, and texts without a token.
@@ -160,25 +157,6 @@ class LastTokenEmbedding:
             return x[:, -1]
         places = torch.arange(mask.shape[1], device=mask.device)
         return x[torch.arange(len(x), device=x.device), (places * (mask != 0)).argmax(1)]
-
-
-@contextlib.contextmanager
-def _places_for_each_text(model: nn.Module, n: int) -> Iterator[None]:
-    """While entered, embeddings of places (1, t) that all texts share are looked up for each text, as (n, t).
-
-    The numbers are the same; the gradient of each example's own lookup can be told from the others', which lets the
-    hooks path cover these parameters too.
-    """
-
-    def spread(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
-        shared = len(args) == 1 and isinstance(args[0], Tensor) and args[0].ndim == 2 and args[0].shape[0] == 1
-        return (args[0].expand(n, -1),) if shared else None
-
-    layers = [module for module in model.modules() if isinstance(module, nn.Embedding)] if n > 1 else []
-    with contextlib.ExitStack() as stack:
-        for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(spread).remove)
-        yield
 
 
 def _padding_id(model: nn.Module) -> int | None:

@@ -96,24 +96,20 @@ class KroneckerSpectrum:
         Cost:
             2 m (i + o) multiplications a parameter.
         """
-        known = self.resolve(filter)
-        named = self.layout.unflatten(rows)
-        found: dict[str, Tensor] = {}
-        for layer in self.layers:
-            matrices = layer.apply(known, layer.site.matrix(named))
-            found |= layer.site.parameters(matrices, self.layout)
-        for name, values in self.diagonal.items():
-            found[name] = named[name] * known(values).to(rows.dtype).reshape(named[name].shape[1:])
-        return self.layout.flatten(found, n_leading=1)
+        return self._mapped(self.resolve(filter), rows)
 
     def to_dense(self) -> Tensor:
         """C (n_params, n_params), float64: for tests and small models."""
         identity = torch.eye(self.layout.n_params, dtype=torch.float64, device=self.eigenvalues.device)
-        named = self.layout.unflatten(identity)
+        return self._mapped(lambda s: s, identity)
+
+    def _mapped(self, f: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """f of the curvature on rows (m, n_params)."""
+        named = self.layout.unflatten(rows)
         found: dict[str, Tensor] = {}
         for layer in self.layers:
-            matrices = layer.apply(lambda s: s, layer.site.matrix(named))
+            matrices = layer.apply(f, layer.site.matrix(named))
             found |= layer.site.parameters(matrices, self.layout)
         for name, values in self.diagonal.items():
-            found[name] = named[name] * values.reshape(named[name].shape[1:])
+            found[name] = named[name] * f(values).to(rows.dtype).reshape(named[name].shape[1:])
         return self.layout.flatten(found, n_leading=1)
