@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from benchmarks.published import (
-    LEFT_OUT,
     SETTINGS,
     Compute,
     Optimizer,
@@ -94,7 +93,7 @@ class Case:
     @property
     def amounts(self) -> tuple[int, ...]:
         """Of further training that scores are made for; training from scratch is compared with the whole amount."""
-        return (self.setting.further_epochs,) if self.retrain else self.points
+        return (self.setting.sgd.amount,) if self.retrain else self.points
 
     def scores_folder(self, task: Task) -> Path:
         """Where scores at a final model are kept."""
@@ -102,7 +101,7 @@ class Case:
 
     def methods(self, init_seed: int = 0) -> dict[str, Compute]:
         """All methods, told of the further training, for the final model of an initialisation."""
-        return methods_of(self.setting, self.setting.further_by(self.optimizer), self.amounts, init_seed)
+        return methods_of(self.setting, self.setting.further(self.optimizer), self.amounts, init_seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +201,7 @@ def trained_task(setting: Setting, seed: int, work: Path) -> Task:
     train, _, _ = data_of(setting)
     path = work / f"model-{seed}.pt"
     if path.is_file():
-        task = untrained(setting, train, seed)
+        task = untrained(setting, seed)
         task.model.load_state_dict(torch.load(path, weights_only=True))
         return task
     task = final_model(setting, train, seed)
@@ -212,7 +211,7 @@ def trained_task(setting: Setting, seed: int, work: Path) -> Task:
 
 
 def trained_further(case: Case, task: Task, seed: int) -> Truth:
-    """Further training without each of 100 evenly spaced examples."""
+    """Further training without each of some evenly spaced examples."""
     gold = gold_of(case, task, seed)
     adjusted = [first_queries(gold.outcomes(way), case.n_queries) for way in ("mean", "full")]
     return Truth(adjusted[0], adjusted[1], gold.execution.to_dict())
@@ -224,13 +223,13 @@ def gold_of(case: Case, task: Task, seed: int) -> Gold:
     kind = "gold" if case.optimizer == "sgd" else f"gold-{case.optimizer}"
     points = "-".join(map(str, case.points))
     name = f"{kind}-model-{seed}-seeds-{case.seeds}-{fingerprint(task.model)[:8]}-{points}"
-    recipe = case.setting.further_by(case.optimizer)
+    recipe = case.setting.further(case.optimizer)
     return further_train(
         task,
         train,
         queries,
         recipe,
-        left_out=LEFT_OUT,
+        left_out=case.setting.left_out,
         seeds=case.seeds,
         points=case.points,
         store_dir=case.work / name,
@@ -238,12 +237,12 @@ def gold_of(case: Case, task: Task, seed: int) -> Gold:
 
 
 def retrained(case: Case, task: Task, seed: int) -> Truth:
-    """The original training again, from the same initialisation and in the same order, without each of 100 examples."""
+    """The original training again, from the same initialisation and in the same order, without each of these."""
     train, queries, _ = data_of(case.setting)
     everything = range(len(train))
-    sets = LeftOutSets.evenly_spaced(len(train), LEFT_OUT)
+    sets = LeftOutSets.evenly_spaced(len(train), case.setting.left_out)
     runs = retrain(
-        untrained(case.setting, train, seed),
+        untrained(case.setting, seed),
         train,
         queries,
         case.setting.original,
@@ -283,7 +282,7 @@ def scored(case: Case, name: str, compute: Compute, inputs: Inputs, clock: Clock
     if kept is not None:
         return kept
     scores: Scores = clock.time(name, lambda: compute(inputs))
-    left_out = [i for s in LeftOutSets.evenly_spaced(inputs.n_train, LEFT_OUT) for i in s]
+    left_out = [i for s in LeftOutSets.evenly_spaced(inputs.n_train, case.setting.left_out) for i in s]
     ids = [inputs.train.ids[i] for i in left_out]
     folder.mkdir(parents=True, exist_ok=True)
     for stem, matrix in named(name, scores).items():
@@ -400,7 +399,7 @@ def main() -> None:
     if args.compare_loop:
         write(args.out, {"dataset": args.dataset} | compare(setting))
         return
-    end = setting.epochs if args.retrain else setting.further_epochs
+    end = setting.original.amount if args.retrain else setting.sgd.amount
     points = [p for p in POINTS if p <= end] if args.points is None else map(int, args.points.split(","))
     work = args.work or Path("runs/benchmarks") / args.dataset
     seeds = 1 if args.retrain else args.seeds

@@ -31,7 +31,7 @@ def energy_mlp() -> tuple[Problem, int]:
     """The published network on UCI Energy, 100 runs."""
     setting = SETTINGS["energy"]
     train, queries, _ = data_of(setting)
-    return _problem(untrained(setting, train, 0), train, queries, setting.further), 100
+    return _problem(untrained(setting, 0), train, queries, setting.sgd), 100
 
 
 def picture_cnn() -> tuple[Problem, int]:

@@ -72,7 +72,7 @@ def memory_run(task: Task, train: Examples, queries: Examples, setting: Setting,
 
 def _plain_run(task: Task, queries: Examples, setting: Setting, epoch_of: Callable[[], Iterator[Any]]) -> torch.Tensor:
     model = copy.deepcopy(task.model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=setting.further_lr)
+    optimizer = torch.optim.SGD(model.parameters(), lr=setting.sgd.lr)
     loss_of = plain_loss(task)
     recorded = []
     for epoch in range(1, EPOCHS + 1):
@@ -114,7 +114,7 @@ def compare(setting: Setting) -> dict[str, Any]:
     """Ratios of seconds per run, and absolute milliseconds per epoch of one run."""
     train, queries, _ = data_of(setting)
     task = final_model(setting, train, seed=0)
-    problem = Problem(training_twin(task, dropout=True), train, queries, setting.further)
+    problem = Problem(training_twin(task, dropout=True), train, queries, setting.sgd)
     sets = tuple(tuple(s) for s in LeftOutSets.evenly_spaced(len(train), LEFT_OUT))
     with limited_threads(1):
         execution = probe(problem, sets, 0)[0].execution

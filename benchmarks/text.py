@@ -63,6 +63,14 @@ def minilm_task(n_train: int, n_test: int, seed: int) -> tuple[Task, Split]:
     return sequence_classification(model.eval()), split
 
 
+def tuned_minilm_task(n_train: int, n_test: int, seed: int) -> tuple[Task, Split]:
+    """MiniLM of which only the last layer and the head are trained and attributed to: 1,775,234 parameters."""
+    task, split = minilm_task(n_train, n_test, seed)
+    for name, parameter in task.model.named_parameters():
+        parameter.requires_grad_(".layer.5." in name or name.startswith("classifier"))
+    return task.with_model(task.model), split
+
+
 def minilm_folder() -> Path:
     """Where the installed package keeps configuration, weights and tokenizer.
 

@@ -89,7 +89,7 @@ def cost_beside_leaving_out(name: str, epochs: int, work: Path) -> dict[str, Any
     setting = SETTINGS[name]
     train_set, queries, _ = data_of(setting)
     inputs = Inputs(trained_task(setting, 0, work / name), train_set, queries)
-    recipe = setting.further
+    recipe = setting.sgd
     ours = cpu_seconds(lambda: attribute_with(inputs, "unrolled", recipe=recipe, at=epochs, seeds=(TRAJECTORY,)))
 
     def leave_out() -> None:
@@ -115,7 +115,7 @@ def cost_by_size(work: Path) -> dict[str, Any]:
     setting = SETTINGS["adult"]
     train_set, queries, _ = data_of(setting)
     task = trained_task(setting, 0, work / "adult")
-    recipe = replace(setting.further, epochs=None, steps=N_SCALE_STEPS)
+    recipe = replace(setting.sgd, epochs=None, steps=N_SCALE_STEPS)
 
     def spent(n_train: int, n_query: int) -> float:
         inputs = Inputs(task, train_set.subset(range(n_train)), queries.subset(range(n_query)))
@@ -197,7 +197,7 @@ def energy_beginning() -> Beginning:
     train_set, queries, _ = data_of(setting)
     chosen = queries.subset(evenly(len(queries), INIT_QUERIES))
     recipe = replace(setting.original, epochs=40)
-    return Beginning(untrained(setting, train_set, 0), train_set, chosen, recipe, (10, 40), setting.damping)
+    return Beginning(untrained(setting, 0), train_set, chosen, recipe, (10, 40), setting.damping)
 
 
 def from_the_initialisation(build: Callable[[], Beginning], work: Path) -> dict[str, Any]:

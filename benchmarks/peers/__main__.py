@@ -31,6 +31,7 @@ LIBRARIES = ("torch", "numpy", "scipy", "transformers", "kronfluence", "dattri",
 FEWER_QUERIES: dict[tuple[str, str], int] = {
     ("ours", "influence_cg"): 20,
     ("ours", "lissa"): 20,
+    ("dattri", "datainf"): 5,
     ("sequential_cg", "influence_cg"): 3,
     ("pydvl", "lissa"): 3,
     ("dattri", "lissa"): 5,
