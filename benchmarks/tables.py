@@ -27,8 +27,8 @@ CASES = {
     "energy-adam": "further training by Adam",
     "concrete-adam": "further training by Adam",
     "fashion_mnist": "ResNet-9 of width 8 with group norm on 2,000 pictures; 24 of them left out",
-    "sst2-adam": "a four-layer encoder from scratch on 1,000 sentences; 24 of them left out, further training by AdamW",
-    "sst2_minilm-adam": "the last layer of a pre-trained MiniLM on 500 sentences; 16 left out, further training by AdamW",
+    "sst2-adam": "four-layer encoder, 1,000 sentences; 24 of them left out, further training by AdamW",
+    "sst2_minilm-adam": "last layer of a pre-trained MiniLM, 500 sentences; 16 of them left out, by AdamW",
     "energy-retrained": "training from scratch instead of further training",
 }
 OURS = ("horizon_ahead", "unrolled")
@@ -38,8 +38,8 @@ Made by `python -m benchmarks.tables` from the JSON files in `benchmarks/results
 and the seconds. Do not edit by hand.
 
 The published recipe of final-model-only attribution (Wei et al. 2025, arXiv:2412.03906): a trained network is trained
-further without each of 100 (unless said) evenly spaced train examples, the common movement is removed, and each method's scores are
-compared with what happened, per query. All methods but `horizon`, `horizon_ahead` and `unrolled`, which follow further
+further without each of 100 evenly spaced train examples (fewer where it is said), the common movement is removed, and
+each method's scores are compared with what happened, per query. All methods but `horizon`, `horizon_ahead` and `unrolled`, which follow further
 training, know the final model only (`tracin` its checkpoints too); they have their published damping, and nothing was
 tuned on a gold standard. Only the gold standard is centered, so the cosine of a perfect method stays a little below 1.
 `adult` and `credit_default` stand in for Folktables and FICO.
