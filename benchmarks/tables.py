@@ -39,10 +39,10 @@ and the seconds. Do not edit by hand.
 
 The published recipe of final-model-only attribution (Wei et al. 2025, arXiv:2412.03906): a trained network is trained
 further without each of 100 evenly spaced train examples (fewer where it is said), the common movement is removed, and
-each method's scores are compared with what happened, per query. All methods but `horizon`, `horizon_ahead` and `unrolled`, which follow further
-training, know the final model only (`tracin` its checkpoints too); they have their published damping, and nothing was
-tuned on a gold standard. Only the gold standard is centered, so the cosine of a perfect method stays a little below 1.
-`adult` and `credit_default` stand in for Folktables and FICO.
+each method's scores are compared with what happened, per query. All methods but `horizon`, `horizon_ahead` and
+`unrolled`, which follow further training, know the final model only (`tracin` its checkpoints too); they have their
+published damping, and nothing was tuned on a gold standard. Only the gold standard is centered, so the cosine of a
+perfect method stays a little below 1. `adult` and `credit_default` stand in for Folktables and FICO.
 """
 
 
