@@ -23,13 +23,18 @@ from whence.task import Task, model_state, working_dtype
 
 PullBack = Callable[[Task, dict[str, Tensor], dict[str, Tensor], Batch, Tensor], Tensor]
 PATHS: dict[str, PullBack] = {"hooks": pull_back_hooks, "vmap": pull_back_vmap, "loop": pull_back_loop}
-DEFAULT_MEMORY = 256 * 2**20  # bytes for one block of gradients
+DEFAULT_MEMORY = 256 * 2**20  # bytes that one block of gradients may take
+MANY = 64  # examples in a block, beyond which a pass is no faster
 PASSES = 4  # copies of a block that live at once: the vmapped gradient, its flattening, and the consumer's product
 
 
 def chunk_size(n_rows: int, n_params: int, dtype: torch.dtype, memory: int = DEFAULT_MEMORY) -> int:
-    """How many examples with `n_rows` gradient rows each fit the memory budget; at least one."""
-    return max(1, memory // (PASSES * n_rows * n_params * dtype.itemsize))
+    """How many examples with `n_rows` gradient rows each fit the memory budget; at least one.
+
+    More than `MANY` only where they take no more than a quarter of it.
+    """
+    fitting = memory // (PASSES * n_rows * n_params * dtype.itemsize)
+    return max(1, min(fitting, MANY), fitting // 4)
 
 
 def pull_back(

@@ -14,6 +14,8 @@ from whence.algebra import ResolvableFilter, SpectralFilter
 from whence.gradients.sites import Site
 from whence.task import ParameterLayout
 
+BUFFER = 4 * 2**20  # bytes of rows that are rotated at once
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -104,12 +106,18 @@ class KroneckerSpectrum:
         return self._mapped(lambda s: s, identity)
 
     def _mapped(self, f: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        """f of the curvature on rows (m, n_params)."""
-        named = self.layout.unflatten(rows)
-        found: dict[str, Tensor] = {}
+        """f of the curvature on rows (m, n_params), a few rows at a time."""
+        found = torch.empty_like(rows)
+        few = max(1, BUFFER // (self.layout.n_params * rows.element_size()))
+        for part, out in zip(rows.split(few), found.split(few), strict=True):
+            self._map_into(out, f, part)
+        return found
+
+    def _map_into(self, out: Tensor, f: Callable[[Tensor], Tensor], rows: Tensor) -> None:
+        named, results = self.layout.unflatten(rows), self.layout.unflatten(out)  # views
         for layer in self.layers:
             matrices = layer.apply(f, layer.site.matrix(named))
-            found |= layer.site.parameters(matrices, self.layout)
+            for name, values in layer.site.parameters(matrices, self.layout).items():
+                results[name].copy_(values)
         for name, values in self.diagonal.items():
-            found[name] = named[name] * f(values).to(rows.dtype).reshape(named[name].shape[1:])
-        return self.layout.flatten(found, n_leading=1)
+            results[name].copy_(named[name] * f(values).to(rows.dtype).reshape(named[name].shape[1:]))
