@@ -25,7 +25,7 @@ BATCH = 128
 LEFT_OUT = 100
 N_CHECKPOINTS = 5  # of the original training, for TracIn; evenly spaced, the last is the final model
 LISSA_SCALES = (10, 20, 50, 100, 150, 200, 250, 300, 400, 500)  # the smallest that does not diverge is taken
-UNROLLED_SEEDS = (1000, 1001)  # of the runs that `unrolled` follows; none of the gold standard's
+UNROLLED_SEEDS = tuple(range(1000, 1010))  # of the runs that `unrolled` follows; none of the gold standard's
 PUBLISHED = ("grad_dot", "grad_cos", "datainf", "influence_cg", "influence_gn", "lissa", "lissa_hessian", "trak")
 
 Optimizer = Literal["sgd", "adam"]
@@ -45,7 +45,7 @@ class Setting:
         adam: The same by the other optimizer.
         damping: Of influence functions.
         n_queries: The first so many of the test split; None for all.
-        unrolled_runs: Trajectories of `unrolled`.
+        unrolled_runs: Trajectories of `unrolled`; `unrolled_ten` has all of `UNROLLED_SEEDS`.
         left_out: How many train examples the gold standard leaves out, each alone.
     """
 
@@ -235,6 +235,7 @@ def methods_of(setting: Setting, recipe: Recipe, points: tuple[int, ...], init_s
         "horizon_ahead": _call("horizon_ahead", **trained),
         "horizon_ahead_both_shifts": _call("horizon_ahead", look_ahead="both_shifts", **trained),
         "unrolled": _call("unrolled", seeds=UNROLLED_SEEDS[: setting.unrolled_runs], **trained),
+        "unrolled_ten": _call("unrolled", seeds=UNROLLED_SEEDS, **trained),
         "embedding_cosine": _call("embedding_cosine"),
         "random": _call("random"),
     }
