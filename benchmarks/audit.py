@@ -218,6 +218,40 @@ def summary(repetitions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def audit_section(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Coverage, width, seconds and regret of finished repetitions, a line for each case and budget."""
+    ways = ("equal_seeds", "noise_free", "three_times")
+    head = ["case", "minutes", "longest", "median width", "widest", *(f"covered: {w.replace('_', ' ')}" for w in ways)]
+    lines = [
+        "## The audit's intervals",
+        "",
+        "Repeated audits with other left-out examples and seeds; each verdict beside further training without every "
+        "train example (400 random ones of a larger set) with seeds that no audit has. `equal seeds`: the raw interval "
+        "and a check of as many seeds; `noise free`: the noise-free interval and a check of three times the seeds, "
+        "freed of their noise; `three times`: the interval brought to three times the seeds, and their check as it is. "
+        "Widths are those of the raw interval. Regret: the best candidate minus the winner, by the check. "
+        "`python -m benchmarks.audit`.",
+        "",
+        "| " + " | ".join([*head, "largest regret", "winners"]) + " |",
+        "|" + " --- |" * (len(head) + 2),
+    ]
+    for result in results:
+        found, settings = result["summary"], result["settings"]
+        n = found["repetitions"]
+        cells = [
+            settings["case"],
+            f"{settings['minutes']:g}",
+            f"{found['longest_s']:.0f} s",
+            f"{found['median_width']['equal_seeds']:.3f}",
+            f"{found['widest']['equal_seeds']:.3f}",
+            *(f"{found['covered'][way]} of {n}" for way in ways),
+            f"{found['largest_regret']:.3f}",
+            ", ".join(f"{name} ({count})" for name, count in found["winners"].items()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def write(path: Path, found: dict[str, Any]) -> None:
     """Replace the result as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

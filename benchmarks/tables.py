@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.audit import audit_section
 from benchmarks.peers.table import peers_section
 from benchmarks.published import PUBLISHED, PUBLISHED_FIGURES, PublishedFigures
 from benchmarks.unrolled import init_section
@@ -383,6 +384,8 @@ def main() -> None:
         lines += init_section(found) if "from_start" in found else []
     for path in sorted(RESULTS.glob("peers-*.json")):
         lines += peers_section(path.stem.removeprefix("peers-"), json.loads(path.read_text()))
+    audits = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("audit-*.json"))]
+    lines += audit_section([found for found in audits if "summary" in found]) if audits else []
     projections = RESULTS / "projections.json"
     if projections.is_file():
         lines += projections_section(json.loads(projections.read_text()))
