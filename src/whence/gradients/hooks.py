@@ -1,7 +1,8 @@
 """Fast path: one ordinary batched pass with hooks, and one rule a layer for the gradients of its parameters.
 
 A hook at each layer keeps the input of every call; the backward pass stops at the outputs of these calls and never
-forms a summed parameter gradient. Two probes of two and three examples find the layers for which this is right: those
+forms a summed parameter gradient. Modules that use parameters without calling a layer run in parts that can be hooked
+(`gradients/layers/composite.py`). Two probes of two and three examples find the layers for which this is right: those
 that see the examples one after the other in their first dimension, and whose parameters are used nowhere else. All
 other parameters take the vmap path, or the loop.
 """

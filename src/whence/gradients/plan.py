@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.batches import Batch, batch_size, take
-from whence.gradients.layers import LocalRule, rule_for
+from whence.gradients.layers import BareParameters, LocalRule, Part, layers_of
 from whence.gradients.recording import Call, Layers, Recorder, backward, forward
 from whence.task import ParameterLayout, Task
 
@@ -53,6 +53,25 @@ class HookPlan:
 def plan_hooks(task: Task, trainable: Mapping[str, Tensor], fixed: Mapping[str, Tensor], batch: Batch) -> HookPlan:
     """Find the layers whose rule is right on this model, by one pass of two and one of three examples of the batch."""
     layers, fallback = _candidates(task.model, trainable.keys())
+    try:
+        return _judged(task, trainable, fixed, batch, layers, fallback)
+    except FAILURES:
+        bare = dict.fromkeys(_bare(layers), "the model does not run with one for each example")
+        if not bare:
+            raise
+        return _judged(task, trainable, fixed, batch, _without(layers, bare), fallback | bare)
+
+
+def _judged(
+    task: Task,
+    trainable: Mapping[str, Tensor],
+    fixed: Mapping[str, Tensor],
+    batch: Batch,
+    layers: Layers,
+    fallback: dict[str, str],
+) -> HookPlan:
+    """The layers that the probes find right, and why other parameters have none."""
+    fallback = dict(fallback)
     pair, triple = (Probe.of(task, trainable, fixed, batch, n, layers) for n in (2, 3))
     shared = frozenset(module for module in layers if _is_shared(pair.rows[module] + triple.rows[module]))
     if shared:
@@ -62,7 +81,7 @@ def plan_hooks(task: Task, trainable: Mapping[str, Tensor], fixed: Mapping[str, 
     faults = {module: _fault_of_rows(pair.rows[module], triple.rows[module]) or pair.fault(module) for module in layers}
     for module, (_, owned) in layers.items():
         for name in owned.values() if faults[module] else ():
-            fallback.setdefault(name, f"in its {type(module).__name__}, {faults[module]}")
+            fallback.setdefault(name, f"in its {_type_name(module)}, {faults[module]}")
     layers = _without(layers, fallback)
     per_example = {module: tuple(rows // 2 for rows in pair.rows[module]) for module in layers}
     return HookPlan(
@@ -72,18 +91,28 @@ def plan_hooks(task: Task, trainable: Mapping[str, Tensor], fixed: Mapping[str, 
 
 def _candidates(model: nn.Module, names: Set[str]) -> tuple[Layers, dict[str, str]]:
     """Layers with a rule, and why other parameters have none. Tied parameters have one name, and several layers."""
-    by_id = {id(p): name for name, p in model.named_parameters()}
+    by_id = {id(p): name for name, p in model.named_parameters() if name in names}
     layers: Layers = {}
     fallback: dict[str, str] = {}
     for module in model.modules():
-        own = {leaf: by_id[id(p)] for leaf, p in module._parameters.items() if p is not None}
-        owned = {leaf: name for leaf, name in own.items() if name in names}
-        rule = rule_for(module) if owned else None
-        if rule is not None:
-            layers[module] = (rule, owned)
-        else:
-            fallback |= dict.fromkeys(owned.values(), f"{type(module).__name__} has no rule")
+        left = {by_id[id(p)] for p in module._parameters.values() if id(p) in by_id}
+        for layer, rule, parameters in layers_of(module):
+            owned = {own: by_id[id(p)] for own, p in parameters.items() if id(p) in by_id}
+            layers[layer] = (rule, owned)
+            left.difference_update(owned.values())
+        fallback |= dict.fromkeys(left, f"{type(module).__name__} has no rule")
     return _without(layers, fallback), fallback
+
+
+def _bare(layers: Layers) -> set[str]:
+    """Parameters that a module uses itself, and that were tried with a row for each example."""
+    parts = [(layer, owned) for layer, (_, owned) in layers.items() if isinstance(layer, Part)]
+    return {name for part, owned in parts if isinstance(part.whole, BareParameters) for name in owned.values()}
+
+
+def _type_name(module: nn.Module) -> str:
+    """Of a layer, or of the module that it is a part of."""
+    return type(module.whole.module if isinstance(module, Part) else module).__name__
 
 
 def _without(layers: Layers, names: Collection[str]) -> Layers:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from whence.batches import Batch, batch_size
-from whence.gradients.layers import Captured, LayerRule
+from whence.gradients.layers import Captured, LayerRule, Part
 from whence.task import Task
 
 Layers = dict[nn.Module, tuple[LayerRule, dict[str, str]]]  # layer -> its rule, and own parameter -> name in the layout
@@ -24,8 +24,10 @@ class Call:
     """One call of a layer.
 
     Attributes:
+        module: The layer.
         rule: Its layer rule.
         owners: Own parameter -> the name in the layout.
+        shapes: Own parameter -> its shape; empty for a call of an unknown form.
         x: What the rule keeps of the input.
         rows: First dimension of input and output, -1 where they differ or the call is of an unknown form.
         edge: Where the backward pass stops; None where nothing flows back.
@@ -34,14 +36,10 @@ class Call:
     module: nn.Module
     rule: LayerRule
     owners: dict[str, str]
+    shapes: dict[str, torch.Size]
     x: Captured
     rows: int
     edge: GradientEdge | None
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Own parameter -> its shape."""
-        return {own: self.module._parameters[own].shape for own in self.owners}  # type: ignore[union-attr]
 
     def input_as(self, dtype: torch.dtype) -> Captured:
         """`x` in another precision, where it is a tensor of floating numbers."""
@@ -77,6 +75,8 @@ class Recorder:
     stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
+        for whole in dict.fromkeys(layer.whole for layer in self.layers if isinstance(layer, Part)):
+            self.stack.enter_context(whole.running())
         for module in self.layers:
             self.calls[module] = []
             before = module.register_forward_pre_hook(self._before)
@@ -104,21 +104,22 @@ class Recorder:
         if isinstance(output, Tensor):
             if output.requires_grad:
                 inputs = (*args, *kwargs.values()) if kept.keys() == owners.keys() else ()
-                self.calls[module].append(self._call(module, rule, owners, inputs, output))
+                self.calls[module].append(self._call(module, inputs, output))
         elif output is not None:  # None after an error
-            self.calls[module].append(Call(module, rule, owners, None, -1, None))
+            self.calls[module].append(Call(module, rule, owners, {}, None, -1, None))
 
-    def _call(
-        self, module: nn.Module, rule: LayerRule, owners: dict[str, str], args: tuple[Any, ...], output: Tensor
-    ) -> Call:
+    def _call(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Call:
+        rule, owners = self.layers[module]
         edge = get_gradient_edge(output)
         known = len(args) == 1 and isinstance(args[0], Tensor) and args[0].ndim > 0 and output.ndim > 0
         if not known or args[0].shape[0] != output.shape[0]:
-            return Call(module, rule, owners, None, -1, edge)
+            return Call(module, rule, owners, {}, None, -1, edge)
         with torch.no_grad():
             captured = rule.capture(module, args[0])
         self.inputs.append((args[0], args[0]._version))
-        return Call(module, rule, owners, captured, args[0].shape[0], edge)
+        slots: dict[str, Any] = module._parameters  # a part has its parameters only now
+        shapes = {own: slots[own].shape for own in owners}
+        return Call(module, rule, owners, shapes, captured, args[0].shape[0], edge)
 
     @property
     def overwritten(self) -> bool:

@@ -26,3 +26,6 @@ class LinearRule(KroneckerRule):
             sum_of_outer(g, a, out["weight"])
         if "bias" in out:
             torch.sum(g, 1, out=out["bias"])
+
+
+LINEAR = LinearRule()
