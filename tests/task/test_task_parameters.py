@@ -113,11 +113,13 @@ NAMES = {
     ],
     "module": ["scale", "embed", "layers.0.attn", "layers.0.mlp", "layers.1.attn", "layers.1.mlp"],
     "block": ["scale", "embed", "layers.0", "layers.1"],
+    "depth_and_function": ["scale", "embed", "layers.0: attn", "layers.0: mlp", "layers.1: attn", "layers.1: mlp"],
 }
 SIZES = {
     "tensor": [1, 4, 2, 4, 2, 6, 3, 4, 2, 6, 3],
     "module": [1, 6, 6, 9, 6, 9],
     "block": [1, 6, 15, 15],
+    "depth_and_function": [1, 6, 6, 9, 6, 9],
 }
 
 
@@ -136,7 +138,7 @@ def test_groups_and_their_sizes(grouping):
     # Group k's entries of the flat vector are the tensors whose names it covers.
     marked = layout.unflatten(of_parameter)
     for name, place in zip(layout.names, groups.of_tensor, strict=True):
-        assert name.startswith(groups.names[place])
+        assert name.startswith(groups.names[place].replace(": ", "."))
         assert bool((marked[name] == place).all())
 
 

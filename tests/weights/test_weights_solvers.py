@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from whence.errors import InputError, UnknownNameError, WhenceWarning
 from whence.task import ParameterGroups
-from whence.weights import SOLVERS, Contributions, learn_weights, self_supervised_loss
+from whence.weights import SOLVERS, Contributions, learn_weights, learning, self_supervised_loss
 from whence.weights.objective import WeightProblem, norms
 from whence.weights.solvers.adamw import gram_loss, score_loss
 from whence.weights.solvers.nnls import _descend as descend
@@ -439,11 +439,11 @@ def test_nothing_to_learn_from_is_refused(solver):
 )
 def test_held_out_queries_are_not_learned_from(n_query, holdout, count, monkeypatch):
     values = synthetic(12, n_query, 30, 3)
-    seen, rows = [], Contributions.rows
-    monkeypatch.setattr(Contributions, "rows", lambda self, at: seen.append(at) or rows(self, at))
+    seen, problem = [], learning._InMemory.problem
+    monkeypatch.setattr(learning._InMemory, "problem", lambda self, at: seen.append(at) or problem(self, at))
     facts = learn_weights(found_of(values), "rms", k=5, holdout=holdout).facts
     if count == 0:
-        assert (seen, facts["queries"]["n"], "held_out" in facts) == ([], n_query, False)
+        assert (seen, facts["queries"]["n"], "held_out" in facts) == ([list(range(n_query))], n_query, False)
         return
     learned_from, held_out = seen
     assert sorted(learned_from + held_out) == list(range(n_query))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -139,7 +139,7 @@ class GroupWeights:
         if path.exists() and not overwrite:
             raise StoreError(f"{path} exists. Choose another name, or pass `overwrite=True`.")
         content = {"name": self.name, "method": self.method, "values": self.values.tolist(), "facts": dict(self.facts)}
-        write_json(path, {"format": _FORMAT, "version": _VERSION, **content, "groups": asdict(self.groups)})
+        write_json(path, {"format": _FORMAT, "version": _VERSION, **content, "groups": self.groups.to_dict()})
         return path
 
     @classmethod
@@ -154,7 +154,7 @@ class GroupWeights:
         if not isinstance(found, dict) or (found.get("format"), found.get("version")) != (_FORMAT, _VERSION):
             raise StoreMismatchError(f"{path} holds no group weights of this whence. Name a file that `save` wrote.")
         try:
-            groups = ParameterGroups(**{name: tuple(part) for name, part in found["groups"].items()})
+            groups = ParameterGroups.from_dict(found["groups"])
             values = torch.tensor(found["values"], dtype=torch.float64)
             return cls(values, groups, found["name"], found["method"], found["facts"])
         except (KeyError, TypeError, AttributeError, InputError) as error:

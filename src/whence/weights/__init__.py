@@ -4,12 +4,15 @@ from whence.weights.by_group import Contributions, contributions, contributions_
 from whence.weights.learning import learn_weights
 from whence.weights.objective import self_supervised_loss
 from whence.weights.solvers import SOLVERS
+from whence.weights.stream import ContributionStream, stream_contributions
 
 __all__ = [
     "SOLVERS",
+    "ContributionStream",
     "Contributions",
     "contributions",
     "contributions_with",
     "learn_weights",
     "self_supervised_loss",
+    "stream_contributions",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -18,8 +18,7 @@ from whence.errors import DamagedShardError, InputError, ShapeError, StoreError,
 from whence.methods import Call, Inputs, block_source
 from whence.scores import Ids, ScoreMatrix
 from whence.storage import write_atomic
-from whence.task import GroupWeights, ParameterGroups, Task
-from whence.task.groups import GroupOf
+from whence.task import Grouping, GroupWeights, NameOf, ParameterGroups, Task
 
 QUERY_ROWS = 2**30  # bytes of query gradients, split by groups, that are held at once
 
@@ -107,7 +106,7 @@ class Contributions:
         if path.exists() and not overwrite:
             raise StoreError(f"{path} exists. Choose another name, or pass `overwrite=True`.")
         facts = {name: getattr(self, name) for name in ("method", "orientation", "unit", "provenance")}
-        header = {"kind": "Contributions", "version": 1, "groups": asdict(self.groups), **facts}
+        header = {"kind": "Contributions", "version": 1, "groups": self.groups.to_dict(), **facts}
         ids = json.dumps({"query_ids": list(self.query_ids), "train_ids": list(self.train_ids)}).encode()
         tensors = {"values": self.values.contiguous(), "ids": torch.frombuffer(bytearray(ids), dtype=torch.uint8)}
         write_atomic(path, save(tensors, {"whence": json.dumps(header)}))
@@ -135,7 +134,7 @@ class Contributions:
                 values, ids = file.get_tensor("values"), json.loads(bytes(file.get_tensor("ids").tolist()))
         except (SafetensorError, json.JSONDecodeError) as error:
             raise DamagedShardError(f"{path} is truncated or altered ({error}). Write it again.") from error
-        groups = ParameterGroups(**{name: tuple(part) for name, part in header["groups"].items()})
+        groups = ParameterGroups.from_dict(header["groups"])
         facts = {name: header[name] for name in ("method", "orientation", "unit", "provenance")}
         return cls(values, groups, ids["query_ids"], ids["train_ids"], **facts)
 
@@ -154,7 +153,7 @@ def contributions(
     queries: Examples,
     method: str = "grad_dot",
     *,
-    groups: str | GroupOf | ParameterGroups = "tensor",
+    groups: str | NameOf | Grouping | ParameterGroups = "tensor",
     at: int | None = None,
     **options: Any,
 ) -> Contributions:
@@ -165,7 +164,7 @@ def contributions(
         train: The train set.
         queries: Whose scores; to learn weights from, queries that are neither trained on nor evaluated with.
         method: A method that is linear in the query's gradient (`linear_in_w` in `METHODS`).
-        groups: "tensor", "module", "block", or a callable parameter name -> group name.
+        groups: A name in `GROUPINGS`, a callable parameter name -> group name, or a `Grouping`: `Heads`, `Channels`.
         at: Amount of training, for methods that follow it.
         options: Of the method.
     Raises:
@@ -183,7 +182,7 @@ def contributions_with(
     inputs: Inputs,
     method: str = "grad_dot",
     *,
-    groups: str | GroupOf | ParameterGroups = "tensor",
+    groups: str | NameOf | Grouping | ParameterGroups = "tensor",
     at: int | None = None,
     **options: Any,
 ) -> Contributions:
@@ -191,7 +190,7 @@ def contributions_with(
     return _contributions(Call.of(method, at, options, linear=True), inputs, groups)
 
 
-def _contributions(call: Call, inputs: Inputs, groups: str | GroupOf | ParameterGroups) -> Contributions:
+def _contributions(call: Call, inputs: Inputs, groups: str | NameOf | Grouping | ParameterGroups) -> Contributions:
     layout, n_query = inputs.task.layout, len(inputs.queries)
     found = groups if isinstance(groups, ParameterGroups) else ParameterGroups.of(layout, groups)
     size = max(1, QUERY_ROWS // (len(found) * layout.n_params * torch.float64.itemsize))

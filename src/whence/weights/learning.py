@@ -6,21 +6,24 @@ import inspect
 import math
 import time
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 from whence.checks import look_up, unknown_name
 from whence.errors import InputError, WhenceWarning
 from whence.task import GroupWeights
 from whence.weights.by_group import Contributions
-from whence.weights.objective import Normalise, WeightProblem
+from whence.weights.objective import Normalise, Objective, WeightProblem
 from whence.weights.solvers import SOLVERS
 from whence.weights.solvers.baselines import rms, uniform
+from whence.weights.stream import ContributionStream
+from whence.weights.streamed import StreamedContributions
 
 LEARNING = ("nnls", "adamw")
 
 
 def learn_weights(
-    found: Contributions,
+    found: Contributions | ContributionStream,
     solver: str = "nnls",
     *,
     k: int = 10,
@@ -36,7 +39,7 @@ def learn_weights(
     can be worse than "rms" (see `facts`, and compare by `lds`).
 
     Args:
-        found: Contributions of the learning queries.
+        found: Contributions of the learning queries, in memory or streamed: the weights are the same.
         solver: "nnls" (closed form), "adamw" (as published), "rms" or "uniform" (nothing learned).
         k: Train examples per query that count as signal.
         center: Measure the scores of a query from their mean: they then count as LDS counts them, which does not see
@@ -58,18 +61,25 @@ def learn_weights(
     solve = look_up(SOLVERS, solver, "solver")
     _check_options(solver, options)
     settings: dict[str, Any] = {"k": k, "center": center, "normalise": normalise}
-    learned_from, held_out = _split(found, holdout)
+    learned_from, held_out = _split(len(found.query_ids), holdout)
     started = time.perf_counter()
-    problem = WeightProblem(learned_from.values, **settings)
-    solution = solve(problem, **options)
-    seconds = time.perf_counter() - started
-    weights = GroupWeights(solution.weights, found.groups)
+    source = (StreamedContributions if isinstance(found, ContributionStream) else _InMemory)(found, **settings)  # type: ignore[arg-type]
+    while True:
+        problem = source.problem(learned_from)
+        solution = solve(problem, **options)
+        seconds = time.perf_counter() - started
+        weights = GroupWeights(solution.weights, found.groups)
+        losses = {"queries": _losses(problem, problem, weights)}
+        if held_out:
+            losses["held_out"] = _held_out_losses(source, held_out, problem, weights)
+        if source.complete():
+            break
     facts = {
         "solver": solver,
         **settings,
         "seconds": round(seconds, 4),
-        "queries": _losses(problem, problem, weights),
-        **({} if held_out is None else {"held_out": _held_out_losses(held_out, settings, problem, weights)}),
+        **({"passes": source.n_passes} if isinstance(source, StreamedContributions) else {}),
+        **losses,
         "max_over_min": weights.ratio if math.isfinite(weights.ratio) else None,
         "entropy": weights.entropy,
         **solution.facts,
@@ -83,19 +93,36 @@ def learn_weights(
     return GroupWeights(solution.weights, found.groups, name, found.method, facts)
 
 
-def _split(found: Contributions, holdout: float) -> tuple[Contributions, Contributions | None]:
-    """Queries to learn from, and those held out: evenly spaced among them."""
+@dataclass(frozen=True, eq=False)
+class _InMemory:
+    """What `StreamedContributions` is, for contributions that are all there."""
+
+    found: Contributions
+    k: int
+    center: bool
+    normalise: Normalise
+
+    def problem(self, queries: list[int]) -> WeightProblem:
+        """The objective on the queries at these positions."""
+        values = self.found.values
+        chosen = values if len(queries) == len(values) else values[queries]
+        return WeightProblem(chosen, self.k, self.center, self.normalise)
+
+    def complete(self) -> bool:
+        """Nothing can be missed."""
+        return True
+
+
+def _split(n_query: int, holdout: float) -> tuple[list[int], list[int]]:
+    """Positions of the queries to learn from, and of those held out: evenly spaced among them."""
     if not 0 <= holdout < 1:
         raise InputError(f"`holdout` must be a share of the queries in [0, 1); got {holdout!r}.")
-    n_query = len(found.query_ids)
     count = int(n_query * holdout)
-    if count == 0:
-        return found, None
-    away = {q * n_query // count for q in range(count)}
-    return found.rows([q for q in range(n_query) if q not in away]), found.rows(sorted(away))
+    away = {q * n_query // count for q in range(count)} if count else set()
+    return [q for q in range(n_query) if q not in away], sorted(away)
 
 
-def _losses(problem: WeightProblem, learned_from: WeightProblem, weights: GroupWeights) -> dict[str, Any]:
+def _losses(problem: Objective, learned_from: Objective, weights: GroupWeights) -> dict[str, Any]:
     """How many queries, and the loss on them of uniform weights, RMS weights of the learning queries, and `weights`."""
     found = {"uniform": uniform(problem), "rms": rms(learned_from)}
     losses = {name: problem.loss(solution.weights) for name, solution in found.items()}
@@ -103,13 +130,13 @@ def _losses(problem: WeightProblem, learned_from: WeightProblem, weights: GroupW
 
 
 def _held_out_losses(
-    held_out: Contributions, settings: dict[str, Any], learned_from: WeightProblem, weights: GroupWeights
+    source: StreamedContributions | _InMemory, held_out: list[int], learned_from: Objective, weights: GroupWeights
 ) -> dict[str, Any]:
     """As `_losses`; no losses where nothing contributes to the queries held out."""
     try:
-        problem = WeightProblem(held_out.values, **settings)
+        problem = source.problem(held_out)
     except InputError:  # the settings passed for the queries learned from: nothing contributes to these
-        return {"n": len(held_out.query_ids), "loss": None}
+        return {"n": len(held_out), "loss": None}
     return _losses(problem, learned_from, weights)
 
 

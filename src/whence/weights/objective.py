@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, final
@@ -36,41 +37,48 @@ def self_supervised_loss(scores: Tensor, k: int, sets: Tensor | None = None) -> 
     return loss
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class WeightProblem:
-    """Contributions of the learning queries, prepared for solvers: small matrices in the place of n_train rows.
+def check_settings(k: int, n_train: int, normalise: str) -> None:
+    """Refuse before any work what has no meaning."""
+    require_count(k, "k")
+    if k > n_train:
+        raise InputError(f"`k` must be at most the {n_train} train examples; got {k}.")
+    look_up(dict.fromkeys(("rms", "none")), normalise, "normalisation")
+
+
+class Objective(ABC):
+    """What solvers see: small matrices in the place of n_train rows.
 
     Solvers work with *scaled* weights x: the scores are sum_j x_j scale_j (C[q, i, j] - mean_i C[q, i, j] if centred).
 
-    Args:
-        values: (n_query, n_train, n_groups), contributions.
+    Attributes:
         k: Train examples that count as signal.
         center: Subtract each query's mean over the train set from every group. What is ranked does not change, and
             neither does LDS, but the norm in the loss does.
         normalise: "rms" divides each group by the root mean square of its contributions.
-    Raises:
-        InputError: k is more than there are train examples, or no contribution differs from zero.
     """
 
-    values: Tensor
     k: int
-    center: bool = True
-    normalise: Normalise = "rms"
-
-    def __post_init__(self) -> None:
-        require_count(self.k, "k")
-        if self.k > self.values.shape[1]:
-            raise InputError(f"`k` must be at most the {self.values.shape[1]} train examples; got {self.k}.")
-        look_up(dict.fromkeys(("rms", "none")), self.normalise, "normalisation")
-        if not bool((self.rms > 0).any()):
-            raise InputError("No group contributes anything to these queries. Use other learning queries.")
+    center: bool
+    normalise: Normalise
+    _means: Tensor  # (n_query, n_groups) what centring subtracts
+    _raw_gram: Tensor  # (n_query, n_groups, n_groups) float64
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, int, int]:
         """(n_query, n_train, n_groups)."""
-        n_query, n_train, n_groups = self.values.shape
-        return n_query, n_train, n_groups
+
+    @abstractmethod
+    def top_means(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """(n_query, n_groups) a_q: mean scaled contribution of the k examples that scaled weights x rank first."""
+
+    @abstractmethod
+    def loss(self, weights: Tensor) -> float:
+        """`self_supervised_loss` of raw weights, mean over queries."""
+
+    @abstractmethod
+    def centered(self, queries: Tensor) -> Tensor:
+        """(b, n_train, n_groups) float64 contributions of the queries at some positions, as the loss sees them."""
 
     @cached_property
     def rms(self) -> Tensor:
@@ -90,38 +98,75 @@ class WeightProblem:
         """(n_query, n_groups, n_groups) float64, B_q: the squared norm of query q's scores is x^T B_q x."""
         return self._raw_gram * self.scale * self.scale[:, None]
 
-    @cached_property
-    def _means(self) -> Tensor:
-        """(n_query, n_groups) what centring subtracts."""
-        return self.values.mean(1, dtype=torch.float64) * float(self.center)
-
-    @cached_property
-    def _raw_gram(self) -> Tensor:
-        # Query by query in float64: sums of n_train products of one sign lose digits in float32.
-        centered = (rows.double() - mean for rows, mean in zip(self.values, self._means, strict=True))
-        return torch.stack([rows.T @ rows for rows in centered])
-
     def weights(self, x: Tensor) -> Tensor:
         """Weights of the raw contributions from scaled ones, (n_groups,)."""
         return x * self.scale
+
+    def start(self) -> Tensor:
+        """Scaled weights, all alike: with "rms" these are the RMS weights."""
+        alive = (self.scale > 0).double()
+        return alive / alive.sum()
+
+    def require_signal(self) -> None:
+        """Refuse what nothing can be learned from."""
+        if not bool((self.rms > 0).any()):
+            raise InputError("No group contributes anything to these queries. Use other learning queries.")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WeightProblem(Objective):
+    """The objective on contributions in memory.
+
+    Args:
+        values: (n_query, n_train, n_groups), contributions.
+        k, center, normalise: As in `Objective`.
+    Raises:
+        InputError: k is more than there are train examples, or no contribution differs from zero.
+    """
+
+    values: Tensor
+    k: int
+    center: bool = True
+    normalise: Normalise = "rms"
+
+    def __post_init__(self) -> None:
+        check_settings(self.k, self.values.shape[1], self.normalise)
+        self.require_signal()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(n_query, n_train, n_groups)."""
+        n_query, n_train, n_groups = self.values.shape
+        return n_query, n_train, n_groups
+
+    @cached_property
+    def _means(self) -> Tensor:  # type: ignore[override]
+        return self.values.mean(1, dtype=torch.float64) * float(self.center)
+
+    @cached_property
+    def _raw_gram(self) -> Tensor:  # type: ignore[override]
+        # Query by query in float64: sums of n_train products of one sign lose digits in float32.
+        centered = (rows.double() - mean for rows, mean in zip(self.values, self._means, strict=True))
+        return torch.stack([rows.T @ rows for rows in centered])
 
     def scores(self, weights: Tensor, queries: Tensor | None = None) -> Tensor:
         """(n_query, n_train) scores of raw weights (n_groups,), of all queries or those at some positions."""
         return _scores(*self._of(queries), weights)
 
     def top_means(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """(n_query, n_groups) a_q: mean scaled contribution of the k examples that scaled weights x rank first."""
+        """As in `Objective`."""
         values, means = self._of(queries)  # once: it copies where queries are chosen
         top = _scores(values, means, self.weights(x.detach())).topk(self.k, dim=1).indices
         rows = values.gather(1, top[:, :, None].expand(-1, -1, values.shape[2]))
         return (rows.double().mean(1) - means) * self.scale
 
     def loss(self, weights: Tensor) -> float:
-        """`self_supervised_loss` of raw weights, mean over queries."""
+        """As in `Objective`."""
         return float(self_supervised_loss(self.scores(weights), self.k).mean())
 
     def centered(self, queries: Tensor) -> Tensor:
-        """(b, n_train, n_groups) float64 contributions of the queries at some positions, as the loss sees them."""
+        """As in `Objective`."""
         values, means = self._of(queries)
         return values.double() - means[:, None]
 
@@ -129,11 +174,6 @@ class WeightProblem:
         if queries is None:
             return self.values, self._means
         return self.values[queries], self._means[queries]
-
-    def start(self) -> Tensor:
-        """Scaled weights, all alike: with "rms" these are the RMS weights."""
-        alive = (self.scale > 0).double()
-        return alive / alive.sum()
 
 
 def _scores(values: Tensor, means: Tensor, weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Solvers of the self-supervised objective, one a file; each takes a `WeightProblem`."""
+"""Solvers of the self-supervised objective, one a file; each takes a `Objective`."""
 
 from collections.abc import Callable
 

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from whence.checks import look_up, require_count, require_positive
 from whence.rng import torch_generator
-from whence.weights.objective import WeightProblem, norms, self_supervised_loss
+from whence.weights.objective import Objective, norms, self_supervised_loss
 from whence.weights.solvers.solution import Solution
 
-BatchLoss = Callable[[WeightProblem, Tensor, Tensor], Tensor]  # problem, x (n_groups,), positions of queries -> scalar
+BatchLoss = Callable[[Objective, Tensor, Tensor], Tensor]  # problem, x (n_groups,), positions of queries -> scalar
 NormFrom = Literal["gram", "scores"]
 
 
 def solve_adamw(
-    problem: WeightProblem,
+    problem: Objective,
     *,
     steps: int = 300,
     lr: float = 0.05,
@@ -76,7 +76,7 @@ def _batches(n_query: int, batch_size: int, steps: int, seed: int) -> list[Tenso
     return batches[:steps]
 
 
-def gram_loss(problem: WeightProblem, x: Tensor, queries: Tensor) -> Tensor:
+def gram_loss(problem: Objective, x: Tensor, queries: Tensor) -> Tensor:
     """Mean loss of some queries with norms from the Gram matrices."""
     top = problem.top_means(x, queries)
     size = norms(problem.gram[queries], x)
@@ -84,7 +84,7 @@ def gram_loss(problem: WeightProblem, x: Tensor, queries: Tensor) -> Tensor:
     return loss
 
 
-def score_loss(problem: WeightProblem, x: Tensor, queries: Tensor) -> Tensor:
+def score_loss(problem: Objective, x: Tensor, queries: Tensor) -> Tensor:
     """Mean loss of some queries through the scores of all train examples: the slow twin of `gram_loss`."""
     return self_supervised_loss(problem.centered(queries) @ problem.weights(x), problem.k).mean()
 

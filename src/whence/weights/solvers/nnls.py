@@ -9,7 +9,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from whence.checks import require_count
-from whence.weights.objective import WeightProblem, norms
+from whence.weights.objective import Objective, norms
 from whence.weights.solvers.solution import Solution
 
 RIDGE = 1e-9  # of the diagonal: groups with one and the same contribution share their weight
@@ -17,7 +17,7 @@ TOLERANCE = 1e-7  # of the loss: below it a round has changed nothing
 HALVINGS = 12
 
 
-def solve_nnls(problem: WeightProblem, *, max_rounds: int = 50) -> Solution:
+def solve_nnls(problem: Objective, *, max_rounds: int = 50) -> Solution:
     """Alternate: take the top-k sets of the present weights, solve for the best weights of these sets.
 
     For fixed sets a stationary point of the mean over queries of (a_q . x) / sqrt(x^T B_q x) solves B x = a with
@@ -57,7 +57,7 @@ def solve_nnls(problem: WeightProblem, *, max_rounds: int = 50) -> Solution:
     return Solution(problem.weights(x), facts)
 
 
-def _best_for_sets(problem: WeightProblem, x: Tensor) -> Tensor | None:
+def _best_for_sets(problem: Objective, x: Tensor) -> Tensor | None:
     """Non-negative weights (sum 1) that solve the pooled problem at x; None where there is no positive solution."""
     top = problem.top_means(x)
     size = norms(problem.gram, x)
@@ -90,7 +90,7 @@ def _non_negative_least_squares(b: Tensor, a: Tensor) -> Tensor:
     return torch.from_numpy(solution) / unit
 
 
-def _descend(problem: WeightProblem, x: Tensor, target: Tensor, loss: float) -> tuple[Tensor, float] | None:
+def _descend(problem: Objective, x: Tensor, target: Tensor, loss: float) -> tuple[Tensor, float] | None:
     """Weights and loss after the longest of the steps 1, 1/2, 1/4, ... to the target that lowers the loss, if any."""
     for halving in range(HALVINGS):
         candidate = torch.lerp(x, target, 0.5**halving)

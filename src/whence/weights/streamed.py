@@ -1,0 +1,198 @@
+"""The self-supervised objective on a stream: exact, with the strongest train examples of each query in memory only.
+
+One pass sums the matrices B_q and collects the strongest train examples of two weightings. Solvers then run on these
+*candidates* as if there were no others, and a second pass looks at every weighting that they tried: a train example
+that one of them ranks among the k strongest of a query, and that is no candidate, becomes one, and the solver runs
+again. When none is found, every number that the solver saw was that of the whole train set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+import torch
+from torch import Tensor
+
+from whence.errors import InputError, NumericalError
+from whence.progress import stage
+from whence.weights.candidates import Candidates, Found, Strongest
+from whence.weights.objective import Normalise, Objective, check_settings, norms
+from whence.weights.stream import ContributionStream
+
+KEPT = 4  # times k: candidates of a query and weighting after the first pass
+CHUNK = 64  # groups of the left side of one product, so that most of a symmetric matrix is computed once
+MOST_PASSES = 20
+
+
+@final
+class StreamedContributions:
+    """Matrices and candidates of a stream; `problem` and `complete` in turn until the latter is true.
+
+    Args:
+        stream: The contributions.
+        k: Train examples that count as signal.
+        center, normalise: As in `WeightProblem`.
+    Raises:
+        InputError: k is more than there are train examples.
+    Cost:
+        A first pass of n_query n_train n_groups^2 multiplications, five eighths of it for many groups, in the precision
+        of the blocks and added up in float64; each further one n_query n_train n_groups for each weighting tried.
+        Memory n_query n_groups^2 float64, 8 k n_query n_groups, and two blocks.
+    """
+
+    def __init__(self, stream: ContributionStream, *, k: int, center: bool, normalise: Normalise) -> None:
+        check_settings(k, stream.shape[1], normalise)
+        self.stream, self.k, self.center, self.normalise = stream, k, center, normalise
+        self.n_passes = 0
+        self._tried: dict[bytes, tuple[Tensor, set[int]]] = {}
+        sums, self.candidates = self._first_pass()
+        self.means = sums.means() if center else torch.zeros_like(sums.shift)
+        self.gram = sums.gram_around(self.means)
+
+    def problem(self, queries: list[int]) -> StreamedProblem:
+        """The objective on the queries at these positions.
+
+        Raises:
+            InputError: No contribution to them differs from zero.
+        """
+        return StreamedProblem(self, queries)
+
+    def tried(self, weights: Tensor, queries: list[int]) -> None:
+        """Note raw weights whose strongest examples of some queries were looked at."""
+        key = weights.numpy().tobytes()
+        self._tried.setdefault(key, (weights, set()))[1].update(queries)
+
+    def complete(self) -> bool:
+        """Whether the strongest examples of all weightings noted since the last call are candidates; else they become.
+
+        Raises:
+            NumericalError: After 20 passes some still were not.
+        """
+        if self.n_passes == MOST_PASSES:
+            raise NumericalError(
+                f"After {MOST_PASSES} passes over the train set the solver still tries weightings whose strongest "
+                "examples are not known. Allow it fewer rounds, use solver='rms', or contributions in memory."
+            )
+        weights = torch.stack([one for one, _ in self._tried.values()])
+        asked = torch.zeros(len(weights), self.stream.shape[0], dtype=torch.bool)
+        for row, (_, queries) in zip(asked, self._tried.values(), strict=True):
+            row[sorted(queries)] = True
+        self._tried = {}
+        limits = torch.where(asked, self.candidates.limits(weights, self.k), torch.inf)
+        found = [
+            self.candidates.stronger(part.start, block, weights, limits, self.k)
+            for part, block in self._pass("strongest train examples")
+        ]
+        new = Found.joined(found)
+        self.candidates = self.candidates.with_more(new)
+        return len(new) == 0
+
+    def _first_pass(self) -> tuple[Sums, Candidates]:
+        made: tuple[Sums, Strongest] | None = None
+        for part, block in self._pass("contributions"):
+            if made is None:
+                made = Sums(block), Strongest(_first_weights(block, self.normalise), KEPT * self.k)
+            made[0].add(block)
+            made[1].add(part.start, block)
+        assert made is not None  # a train set has examples
+        return made[0], Candidates.of(made[1].found(), self.stream.shape[0], self.stream.shape[1])
+
+    def _pass(self, what: str) -> Iterator[tuple[slice, Tensor]]:
+        self.n_passes += 1
+        with stage(what, total=self.stream.shape[1], unit="examples") as progress:
+            for part, block in self.stream.blocks():
+                yield part, block.cpu()
+                progress.advance(block.shape[2])
+
+
+@final
+class Sums:
+    """Sums over train examples of contributions and of their products, around the mean of the first block."""
+
+    def __init__(self, first: Tensor) -> None:
+        n_groups, n_query, _ = first.shape
+        self.n = 0
+        self.shift = first.mean(2, dtype=torch.float64).T.contiguous()  # (n_query, n_groups)
+        self._sum = torch.zeros(n_query, n_groups, dtype=torch.float64)
+        self._products = torch.zeros(n_query, n_groups, n_groups, dtype=torch.float64)  # above the diagonal blocks
+
+    def add(self, block: Tensor) -> None:
+        """Add contributions (n_groups, n_query, b)."""
+        rows = block.transpose(0, 1) - self.shift.to(block.dtype)[:, :, None]
+        self._sum += rows.sum(2, dtype=torch.float64)
+        self.n += rows.shape[2]
+        for start in range(0, rows.shape[1], CHUNK):
+            left, right = rows[:, start : start + CHUNK], rows[:, start:].transpose(1, 2)
+            self._products[:, start : start + CHUNK, start:] += left @ right
+
+    def means(self) -> Tensor:
+        """(n_query, n_groups)."""
+        return self.shift + self._sum / self.n
+
+    def gram_around(self, center: Tensor) -> Tensor:
+        """Sum of (c - center)(c - center)^T for each query: (n_query, n_groups, n_groups)."""
+        gram = self._products.triu()
+        gram += self._products.triu(1).transpose(1, 2)
+        mean = self._sum / self.n  # of c - shift
+        off = center - self.shift
+        return gram - self.n * (outer(mean, off) + outer(off, mean) - outer(off, off))
+
+
+def outer(a: Tensor, b: Tensor) -> Tensor:
+    """(n, g) and (n, g) to (n, g, g)."""
+    return a[:, :, None] * b[:, None, :]
+
+
+def _first_weights(block: Tensor, normalise: Normalise) -> Tensor:
+    """Uniform weights, and those of equal root mean square in this block, (2 or 1, n_groups)."""
+    uniform = torch.ones(len(block), dtype=torch.float64)
+    if normalise == "none":
+        return uniform[None]
+    sizes = (block - block.mean(2, keepdim=True)).flatten(1).double().square().mean(1).sqrt()
+    return torch.stack([uniform, torch.where(sizes > 0, 1 / sizes, 0.0)])
+
+
+@final
+class StreamedProblem(Objective):
+    """The objective on some queries of a stream, from its matrices and candidates."""
+
+    def __init__(self, whole: StreamedContributions, queries: list[int]) -> None:
+        self._whole, self._queries = whole, queries
+        self.k, self.center, self.normalise = whole.k, whole.center, whole.normalise
+        self._means, self._raw_gram = whole.means[queries], whole.gram[queries]
+        self.require_signal()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(n_query, n_train, n_groups)."""
+        _, n_train, n_groups = self._whole.stream.shape
+        return len(self._queries), n_train, n_groups
+
+    def top_means(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """As in `Objective`."""
+        chosen = slice(None) if queries is None else queries
+        return (self._top(self.weights(x.detach()), queries) - self._means[chosen]) * self.scale
+
+    def loss(self, weights: Tensor) -> float:
+        """As in `Objective`."""
+        top = (self._top(weights, None) - self._means) @ weights
+        size = norms(self._raw_gram, weights)
+        return float((-top / torch.where(size > 0, size, 1.0)).mean())
+
+    def centered(self, queries: Tensor) -> Tensor:
+        """Not to be had.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            'norm_from="scores" needs the contributions of all train examples in memory; these are streamed. Use '
+            'norm_from="gram", which gives the same numbers, or `stream.collect()`.'
+        )
+
+    def _top(self, weights: Tensor, queries: Tensor | None) -> Tensor:
+        """(n_query, n_groups) mean contribution of the k candidates that raw weights rank first."""
+        at = self._queries if queries is None else [self._queries[q] for q in queries.tolist()]
+        self._whole.tried(weights, at)
+        return self._whole.candidates.top_mean(weights, at, self.k)
