@@ -1,5 +1,6 @@
 """Score matrices, block sources, top-k tables and outcomes."""
 
+import csv
 import errno
 import json
 import math
@@ -319,6 +320,19 @@ def test_csv_is_wide_and_exact(tmp_path):
     numbers = [[float(x) for x in line.split(",")[1:]] for line in lines]
     assert_close(torch.tensor(numbers, dtype=torch.float64), matrix.values, rtol=0, atol=0)
     assert_close(torch.tensor(matrix.to_pandas().to_numpy()), matrix.values, rtol=0, atol=0)
+
+
+def test_no_id_in_a_csv_is_a_formula_and_numbers_stay(tmp_path):
+    ids = ["=1+1", "+a", "-b", "@c", "'=1+1", "'d", "e=1", ""]
+    values = torch.tensor([[-1.0] * len(ids)] * len(ids), dtype=torch.float64)
+    path = ScoreMatrix(values, query_ids=ids, train_ids=ids).to_csv(tmp_path / "scores.csv")
+    (_, *header), *lines = csv.reader(path.read_text().splitlines())
+    written = ["'=1+1", "'+a", "'-b", "'@c", "''=1+1", "'d", "e=1", ""]
+    assert header == [line[0] for line in lines] == written
+    assert [cell[1:] if cell.lstrip("'")[:1] in tuple("=+-@") else cell for cell in written] == ids
+    assert {cell for line in lines for cell in line[1:]} == {"-1.0"}
+    numbers = ScoreMatrix(values[:1, :1], query_ids=[-3], train_ids=[-4]).to_csv(tmp_path / "numbers.csv")
+    assert numbers.read_text().splitlines() == ["query,-4", "-3,-1.0"]
 
 
 def test_top_k_parquet_holds_both_sides(tmp_path):

@@ -244,8 +244,13 @@ class ScoreMatrix:
         return pd.DataFrame(self.values.numpy(), index=rows, columns=pd.Index(list(self.train_ids), name="train"))
 
     def to_csv(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the wide table. CSV has no place for unit, method and provenance: use `to_parquet` or `save`."""
-        return _write_atomic(path, lambda partial: self.to_pandas().to_csv(partial), overwrite)
+        """Write the wide table. CSV has no place for unit, method and provenance: use `to_parquet` or `save`.
+
+        A spreadsheet takes text that begins with one of `=+-@` for a formula. Such an id gets a `'` before it, and so
+        does one that begins so after quotes of its own: taking one away from these gives the ids again.
+        """
+        table = self.to_pandas().rename(index=_no_formula, columns=_no_formula)
+        return _write_atomic(path, table.to_csv, overwrite)
 
     def to_parquet(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a long table with columns query, train, score, one row per pair, queries outermost.
@@ -288,6 +293,12 @@ class ScoreMatrix:
         """
         tensors, header = _load(path, cls.__name__)
         return cls(tensors["values"], **header)
+
+
+def _no_formula(id: Id) -> Id:
+    """The id as a cell that a spreadsheet shows as it is."""
+    is_formula = isinstance(id, str) and id.lstrip("'").startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{id}" if is_formula else id
 
 
 # --- the strongest scores ---------------------------------------------------------------------------------------------

@@ -242,6 +242,24 @@ def test_damped_inverse_is_resolved_by_its_statistic():
     assert filter.resolve(mean_eigenvalue=5.0) is filter
 
 
+@pytest.mark.parametrize(
+    ("damping", "needs"),
+    [
+        (Damping.absolute(0.1), set()),
+        (Damping.relative(0.1), {"mean_eigenvalue"}),
+        (Damping.mean_square_gradient(0.1), {"mean_square_gradient"}),
+    ],
+)
+def test_a_filter_needs_the_statistic_of_its_damping_and_no_other(damping, needs):
+    filter = damped_inverse(damping)
+    assert filter.needs == damping.needs == needs
+    known = filter.resolve(**dict.fromkeys(needs, 2.0))
+    assert known.needs == set()
+    for name in needs:
+        with pytest.raises(InputError, match=f"needs `{name}`"):
+            filter.resolve(**dict.fromkeys({"mean_eigenvalue", "mean_square_gradient"} - {name}, 2.0))
+
+
 class OnlyPositive(FirstOrder.__mro__[1]):
     """A filter that takes no negative eigenvalue."""
 

@@ -19,6 +19,7 @@ from whence.algebra import (
     damped_inverse,
     exact_look_ahead_dense,
     look_ahead_kernel_recurrence,
+    spectral,
 )
 from whence.errors import (
     InputError,
@@ -161,6 +162,19 @@ def test_look_ahead_rows_are_the_double_sum_and_the_run(steps):
     first = primal.bilinear(Horizon(steps), queries, start)
     moved = exact_look_ahead_dense(list(a.split(2)), start, g, steps)
     assert_close(first - rows.reshape(3, 5, 2).sum(-1), queries @ moved.T, **ROUNDING)
+
+
+def test_blocks_of_rows_share_one_kernel(monkeypatch):
+    a, steps, seen = rank_deficient_factor(n_rows=10), Steps.of(0.2, 40), []
+    queries, g = randn(4, 3, 14), randn(5, 14)
+    primal = PrimalSpectrum.from_matrix(a.T @ a)
+    want = primal.look_ahead_rows(steps, queries, g, a)
+    real = spectral.look_ahead_kernel
+    monkeypatch.setattr(spectral, "look_ahead_kernel", lambda *given: seen.append(given) or real(*given))
+    found = list(primal.look_ahead_blocks(steps, queries, g, a.split(4)))
+    assert [block.shape for block in found] == [(3, 4), (3, 4), (3, 2)]
+    assert_close(torch.cat(found, 1), want, **ROUNDING)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.7])

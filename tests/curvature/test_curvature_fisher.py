@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from whence.algebra import Damping, Horizon, Steps, damped_inverse
-from whence.curvature import FORMS, fit_gauss_newton
+from whence.curvature import FORMS, fit_gauss_newton, fit_kronecker
+from whence.curvature.drawn_labels import drawn_slopes
 from whence.curvature.fisher import fit_fisher
 from whence.data import Examples
 from whence.errors import InputError, UnknownNameError, UnsupportedError
@@ -232,6 +233,34 @@ def test_seeds_give_labels_and_nothing_else_does():
     )
     assert torch.equal(first, again)
     assert float((first - other).abs().max()) > 0.01 * float(first.abs().max())
+
+
+@pytest.mark.parametrize("kind", ["mse", "classes"])
+@pytest.mark.parametrize("n_outputs", [2, 4])
+def test_one_seed_gives_one_set_of_labels_to_every_curvature(kind, n_outputs):
+    """A linear model with one sample: the Kronecker form keeps the trace, to which every label contributes."""
+    x = draw(7, 3, seed=1)
+    model = nn.Linear(3, n_outputs, bias=False).double().eval()
+    y = draw(7, n_outputs, seed=2) if kind == "mse" else torch.arange(7) % n_outputs
+    task = Task.regression(model) if kind == "mse" else Task.classification(model)
+    traces = {}
+    for seed in (0, 1):
+        rows = of_rows(fit_fisher(task, Examples((x, y)), fisher="sampled", seed=seed))
+        kronecker = fit_kronecker(task, Examples((x, y)), fisher="sampled", seed=seed).to_dense()
+        traces[seed] = float(rows.trace())
+        assert float(kronecker.trace()) == pytest.approx(traces[seed], rel=1e-10)
+    assert traces[0] != pytest.approx(traces[1], rel=1e-3)
+
+
+def test_drawn_slopes_are_those_of_the_loss_one_sample_after_another():
+    task, _ = problem("classes", 6)
+    outputs, generator = draw(5, 6, seed=9), torch_generator(4, "fisher labels")
+    found = drawn_slopes(task, outputs, n_samples=3, seed=4)
+    wanted = torch.stack([task.loss.sample_slopes(outputs, generator) for _ in range(3)], 2)
+    assert torch.equal(found, wanted)
+    assert torch.equal(found[:, :, :1], drawn_slopes(task, outputs, seed=4))
+    shaped = drawn_slopes(task, outputs.reshape(5, 2, 3), n_samples=3, seed=4)
+    assert torch.equal(shaped, found)
 
 
 def test_where_every_example_is_fitted_the_empirical_fisher_vanishes_and_the_sampled_does_not():

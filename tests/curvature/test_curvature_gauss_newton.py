@@ -17,6 +17,7 @@ from torch.func import functional_call, grad, hessian, jacrev
 
 from whence.algebra import Damping, Flow, Horizon, Steps, damped_inverse, first_order
 from whence.curvature import FORMS, GaussNewton, KrylovForm, choose_form, fit_gauss_newton
+from whence.curvature.linearized import LinearizedTrain
 from whence.data import Examples
 from whence.errors import ConvergenceError, NumericalError, UnknownNameError, UnsupportedError
 from whence.task import CrossEntropy, Pick, SquaredError, Task
@@ -430,6 +431,31 @@ def test_one_fit_serves_every_filter():
     curvature.scores(damped_inverse(Damping.mean_square_gradient(10.0)), problem.query_gradients)
     curvature.scores(Flow(3.0), problem.query_gradients)
     assert len(passes) == before
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("filter", "needs"),
+    [
+        (damped_inverse(Damping.absolute(0.1)), set()),
+        (damped_inverse(Damping.relative(0.1)), {"mean_eigenvalue"}),
+        (damped_inverse(Damping.mean_square_gradient(0.1)), {"mean_square_gradient"}),
+        (Flow(3.0), set()),
+    ],
+)
+def test_no_statistic_is_computed_that_the_filter_does_not_need(form, filter, needs, monkeypatch):
+    """Each costs a pass over the rows."""
+    problem = problem_named("mse")
+    curvature = fit_gauss_newton(problem.task, problem.train, form=form)
+    read = set()
+
+    def counting(name):
+        return property(lambda self: read.add(name) or 1.0)
+
+    monkeypatch.setattr(FORMS[form], "mean_eigenvalue", counting("mean_eigenvalue"))
+    monkeypatch.setattr(LinearizedTrain, "mean_square_gradient", counting("mean_square_gradient"))
+    curvature.scores(filter, problem.query_gradients)
+    assert read == needs
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from whence import METHODS, Damping, Inputs, Recipe, TopK, attribute, attribute_
 from whence.data import Examples
 from whence.errors import DataError, InputError, ModeError, NonFiniteError, ShapeError, UnknownNameError
 from whence.methods import block_source
-from whence.task import Task, fingerprint
+from whence.task import GroupWeights, ParameterGroups, Task, fingerprint
 
 F64 = torch.float64
 # Sums in another order, through an eigen-decomposition or 1e-10 of conjugate gradients.
@@ -269,6 +269,29 @@ def test_shared_inputs_give_the_same_scores_from_one_curvature(classification, m
     assert [options["form"] for options in fitted] == ["auto", "krylov"]
     by_amount = attribute_with(inputs, "horizon", recipe=RECIPE, at=[1, 4])
     assert torch.equal(by_amount[4].values, wanted["horizon"].values)
+
+
+def test_other_queries_are_checked_and_the_train_set_is_not_again(classification, monkeypatch):
+    task, train, queries = classification(hidden=4)
+    inputs, check, checked = Inputs(task, train, queries), Task.check, []
+    monkeypatch.setattr(Task, "check", lambda self, batch, ids, **role: checked.append(ids) or check(self, batch, ids))
+    few = queries.subset([2, 0])
+    twin = inputs.with_queries(few)
+    assert checked == [few.ids]
+    assert (twin.queries, twin.train, inputs.queries) == (few, train, queries)
+    assert torch.equal(twin.query_gradients, inputs.query_gradients[[2, 0]])
+    assert twin.facts["queries"] == few.fingerprint
+    assert twin.gauss_newton() is inputs.gauss_newton()
+
+
+def test_other_queries_take_no_weights_over(classification):
+    inputs = Inputs(*classification(hidden=4))
+    groups = ParameterGroups.of(inputs.task.layout, "tensor")
+    weighted = inputs.weighted(GroupWeights(torch.arange(1.0, 5.0, dtype=torch.float64), groups))
+    twin = weighted.with_queries(inputs.queries)
+    assert twin.is_plain
+    assert twin.weights is None
+    assert torch.equal(twin.query_gradients, inputs.query_gradients)
 
 
 # --- what does not fit ------------------------------------------------------------------------------------------------

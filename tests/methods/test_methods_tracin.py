@@ -10,11 +10,13 @@ from safetensors.torch import save_file
 from whence import attribute
 from whence.data import Examples
 from whence.errors import DataError, InputError, NonFiniteError
+from whence.methods.checkpoints import Models
 from whence.methods.inputs import Inputs
 from whence.methods.scoring import block_source
 from whence.methods.tracin import TRACIN, tracin
 from whence.scores import ScoreMatrix
 from whence.task import GroupWeights, ParameterGroups, Task, fingerprint
+from whence.task.checkpoint import read_checkpoint
 from whence.testing.problems import TiedNet
 
 F64 = torch.float64
@@ -104,6 +106,38 @@ def test_files_are_read_like_state_dicts(classification, tmp_path, assert_same):
     marks = found.provenance["settings"]["checkpoints"]
     assert [mark["checkpoint"] for mark in marks] == [str(path) for path in paths]
     assert marks[0]["fingerprint"] != marks[1]["fingerprint"]
+
+
+@pytest.mark.parametrize(("n", "readings"), [(1, [0]), (3, [1, 2, 0, 1, 2])])
+def test_the_first_checkpoint_is_read_once_and_the_others_twice(n, readings, classification, tmp_path, monkeypatch):
+    problem = classification(hidden=4)
+    states = states_of(problem.task, n)
+    paths = [tmp_path / f"{k}.pt" for k in range(n)]
+    for state, path in zip(states, paths, strict=True):
+        torch.save(state, path)
+    read = []
+
+    def reading(path):
+        read.append(paths.index(path))
+        return read_checkpoint(path)
+
+    monkeypatch.setattr("whence.methods.checkpoints.read_checkpoint", reading)
+    found = scores(problem, checkpoints=paths, learning_rates=[0.5**k for k in range(n)])
+    assert read == readings
+    wanted = scores(problem, checkpoints=states, learning_rates=[0.5**k for k in range(n)])
+    assert torch.equal(found.values, wanted.values)
+    marks = [one.provenance["settings"]["checkpoints"] for one in (found, wanted)]
+    assert [mark["fingerprint"] for mark in marks[0]] == [mark["fingerprint"] for mark in marks[1]]
+    assert [mark["checkpoint"] for mark in marks[0]] == [str(path) for path in paths]
+
+
+def test_checkpoints_can_be_walked_through_again(classification):
+    problem = classification(hidden=4)
+    states = states_of(problem.task, 2)
+    models = Models.of(Inputs(*problem), states)
+    for _ in range(2):
+        for state, task in zip(states, models, strict=True):
+            assert all(torch.equal(x, state[name]) for name, x in task.model.state_dict().items())
 
 
 def test_the_model_stays_as_it_is(classification):

@@ -6,13 +6,15 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 import whence
 from whence.algebra import Damping
 from whence.errors import ConfigError, DamagedShardError, StoreError, StoreMismatchError
 from whence.runs import run_agree, run_gold, run_score
-from whence.runs.config import TaskConfig
+from whence.runs.config import RunConfig, TaskConfig, load_toml
+from whence.runs.folder import RunFolder
 from whence.runs.gold import left_out_sets
 from whence.runs.options import method_options
 from whence.runs.start import build, read_config
@@ -333,11 +335,89 @@ def test_a_damping_is_a_number_or_a_table():
         ("horizon_ahead", {"at": [1]}, r"filled in from `points` in \[gold\]"),
         ("horizon_ahead", {"flw": True}, "Unknown key `flw`"),
         ("horizont", {}, "Did you mean 'horizon'"),
+        ("tracin", {}, "lacks `checkpoints`"),
+        ("tracin", {"checkpoints": "a.pt"}, "tracin.checkpoints` must be a list"),
+        ("trak", {"checkpoints": [1]}, r"trak.checkpoints\[0\]` must be text in quotes"),
+        ("tracin", {"checkpoints": ["a.pt"], "learning_rates": "high"}, "learning_rates` must be"),
+        ("tracin", {"checkpoints": ["a.pt"], "learning_rates": [0.1, "b"]}, r"learning_rates\[1\]` must be a number"),
+        ("unrolled", {"start": {}}, "`start` cannot be written in TOML"),
     ],
 )
 def test_wrong_options_say_what_is_known(method, given, message):
     with pytest.raises(ConfigError, match=message):
         method_options(method, given)
+
+
+# Checkpoints
+
+CHECKPOINTS = """
+name = "checkpoints"
+task.factory = "factory.py:build"
+recipe = {lr = 0.05, batch_size = 4, epochs = 3}
+
+[score]
+methods = ["tracin", "trak"]
+options.tracin = {checkpoints = ["states/a.pt", "states/b.safetensors"], learning_rates = [0.5, 0.1]}
+options.trak = {dim = 4, checkpoints = ["states/a.pt"]}
+"""
+
+
+@pytest.fixture
+def with_checkpoints(project):
+    """The project, with two state dicts that only the configuration knows of."""
+    (project / "states").mkdir()
+    (project / "checkpoints.toml").write_text(CHECKPOINTS)
+    for path, seed in (("states/a.pt", 1), ("states/b.safetensors", 2)):
+        save_state(project / path, seed)
+    return project
+
+
+def save_state(path, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (1, 4), "2.bias": (1,)}
+    state = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    (torch.save if path.suffix == ".pt" else save_file)(state, path)
+
+
+def test_checkpoints_from_toml_give_what_python_gives(with_checkpoints, monkeypatch):
+    monkeypatch.chdir(with_checkpoints / "states")  # paths are those of the TOML file, wherever one stands
+    found = run_score(with_checkpoints / "checkpoints.toml", with_checkpoints / "run")
+    config = read_config(with_checkpoints / "checkpoints.toml")
+    setup = build(config.task, whence.runs.config.import_factory(config.task.factory))
+    files = [with_checkpoints / "states/a.pt", with_checkpoints / "states/b.safetensors"]
+    wanted = {
+        "tracin": {"checkpoints": files, "learning_rates": [0.5, 0.1]},
+        "trak": {"checkpoints": files[:1], "dim": 4},
+    }
+    for method, options in wanted.items():
+        scores = whence.attribute(setup.task, setup.train, setup.queries, method, **options)
+        stored = ScoreMatrix.load(found.stores[method] / "scores.safetensors")
+        assert_close(stored.values, scores.values, rtol=1e-6, atol=0)  # stored in float32
+        assert len(stored.provenance["settings"]["checkpoints"]) == len(options["checkpoints"])
+    assert run_score(with_checkpoints / "run").kept == ("tracin", "trak")
+
+
+def test_scores_do_not_outlive_a_change_of_their_checkpoint(with_checkpoints):
+    run_score("checkpoints.toml")
+    save_state(with_checkpoints / "states/b.safetensors", 3)
+    with pytest.raises(StoreMismatchError, match=r"checkpoints"):
+        run_score("checkpoints.toml")
+
+
+def test_a_checkpoint_that_is_not_there_is_named_before_any_scores(with_checkpoints, monkeypatch):
+    (with_checkpoints / "states/a.pt").unlink()
+    monkeypatch.setattr("whence.runs.score.Inputs", lambda *_: pytest.fail("work was begun"))
+    where = r"score\.options\.tracin\.checkpoints\[0\]`: cannot read .*states/a\.pt: No such file.*folder of the TOML"
+    with pytest.raises(ConfigError, match=where):
+        run_score("checkpoints.toml")
+    assert not (with_checkpoints / "runs" / "checkpoints").exists()
+
+
+def test_a_run_folder_keeps_absolute_paths_of_checkpoints(with_checkpoints):
+    folder = RunFolder.open(with_checkpoints / "run", load_toml("checkpoints.toml", RunConfig))
+    (path,) = folder.config.score.options["trak"]["checkpoints"]
+    assert path == str(with_checkpoints / "states/a.pt")
+    assert RunFolder.existing(with_checkpoints / "run").config == folder.config
 
 
 # The factory

@@ -294,3 +294,22 @@ def test_a_file_factory_is_looked_for_beside_its_configuration(tmp_path):
     config = load_config(folder / "run.toml")
     assert config.task.factory == f"{folder / 'tasks.py'}:build"
     assert import_factory(config.task.factory)() == 1
+
+
+def test_checkpoints_are_looked_for_beside_the_configuration(tmp_path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    absolute = tmp_path / "elsewhere.pt"
+    table = f"""
+[score]
+methods = ["tracin", "trak"]
+options.tracin = {{checkpoints = ["a.pt", "../b.safetensors", "{absolute}"], learning_rates = [1, 2, 0.5]}}
+options.trak.checkpoints = "alone.pt"
+"""
+    (folder / "run.toml").write_text(MINIMAL.partition("[score")[0] + table)
+    options = load_config(folder / "run.toml").score.options
+    assert options["tracin"] == {
+        "checkpoints": [str(folder / "a.pt"), str(tmp_path / "b.safetensors"), str(absolute)],
+        "learning_rates": [1, 2, 0.5],
+    }
+    assert options["trak"] == {"checkpoints": "alone.pt"}  # no list: the method's own check says so

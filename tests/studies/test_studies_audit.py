@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 import whence
+from whence.algebra import Steps
 from whence.errors import InputError, NumericalError
 from whence.evaluation.disattenuated import Disattenuation
 from whence.methods import Inputs
 from whence.runs.options import method_options
 from whence.studies.audit import Candidate, audit, default_candidates, forecast, pilot, run
 from whence.studies.audit.cost import costed
-from whence.studies.audit.forecast import Forecast, dense_seconds, extrapolated
+from whence.studies.audit.forecast import Forecast, dense_seconds, extrapolated, motion_seconds
 from whence.studies.audit.pilot import (
     HALVES,
     LEAST_SEEDS,
@@ -174,6 +175,42 @@ def test_a_curvature_is_paid_for_once(larger, monkeypatch):
     assert known.seconds(horizon, 1.0) >= 1000
     known.done(influence)
     assert known.seconds(horizon, 1.0) == 0
+
+
+def test_a_look_ahead_is_paid_for_at_every_amount(larger, monkeypatch):
+    """Two amounts: each passes the queries, at one second each, and the exact one has algebra of its own."""
+    monkeypatch.setattr(forecast, "timed", lambda work: (work(), 6.0)[1])
+    monkeypatch.setattr(forecast, "motion_seconds", lambda *sizes, is_exact: 1000.0 if is_exact else 0.0)
+    inputs = Inputs(*parts(larger))
+    known = Forecast(inputs, RECIPE, (1, 3), weighting_of(inputs, (1, 3)))
+    known.done(Candidate("h", "horizon"))
+    assert known.seconds(Candidate("a", "horizon_ahead"), 1.0) == 2 * (6 + 1000)
+    assert known.seconds(Candidate("b", "horizon_ahead", {"look_ahead": "both_shifts"}), 1.0) == 2 * 6
+    assert known.seconds(Candidate("h", "horizon"), 1.0) == 0
+
+
+def test_the_algebra_of_a_look_ahead_is_counted(monkeypatch):
+    monkeypatch.setattr(forecast, "best_of", lambda work: 2 * forecast.DENSE**3)
+    monkeypatch.setattr(forecast, "timed", lambda work: (work(), 5.0)[1])
+    steps = Steps.of(0.1, 7)
+    kernel = 5 * 768 / forecast.DENSE
+    assert motion_seconds(768, 1000, 5, steps, is_exact=True) == 2 * 768**3 + kernel
+    assert motion_seconds(1000, 768, 5, steps, is_exact=True) == 4 * 1000 * 768**2 + kernel
+    assert motion_seconds(1000, 768, 5, steps, is_exact=False) == 0
+    assert motion_seconds(10_000, 20_000, 5, steps, is_exact=True) == 6 * 10_000 * 20_000 * 100 * 5
+    assert motion_seconds(10_000, 20_000, 5, steps, is_exact=False) == 4 * 10_000 * 20_000 * 100 * 5
+
+
+@pytest.mark.parametrize(("momentum", "rows", "n_steps"), [(0.0, 384, 5000), (0.9, 384, 1000)])
+def test_a_kernel_is_timed_on_a_part(momentum, rows, n_steps, monkeypatch):
+    seen = []
+    monkeypatch.setattr(forecast, "timed", lambda work: (work(), 2.0)[1])
+    monkeypatch.setattr(forecast, "look_ahead_kernel", lambda a, b, steps: seen.append((len(a), len(b), steps.n_steps)))
+    found = forecast.kernel_seconds(768, Steps.of(0.1, 5000, momentum=momentum))
+    assert seen == [(rows, 768, n_steps)]
+    assert found == 2.0 * (768 / rows) * (5000 / n_steps)
+    forecast.kernel_seconds(100, Steps.of(0.1, 3, momentum=momentum))
+    assert seen[1:] == [(100, 100, 3)]
 
 
 def test_small_train_sets_need_no_forecast(problem):

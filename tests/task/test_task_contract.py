@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from whence.data import Examples
-from whence.errors import InputError, ModeError, NonFiniteError, ShapeError
+from whence.errors import DataError, InputError, ModeError, NonFiniteError, ShapeError
 from whence.task import Pick, Task
 from whence.testing.problems import PROBLEMS, DropoutNet, Record, mlp, mlp_regression
 
@@ -114,6 +114,55 @@ def test_a_query_of_another_shape_names_what_came():
     task = mlp_regression().task
     with pytest.raises(ShapeError, match=r"cannot run on a query batch of tensors \(4, 7\) torch.float64"):
         task.check((torch.ones(4, 7, dtype=torch.float64), Y), IDS, role="query")
+
+
+class Seen(nn.Module):
+    """A linear model that counts the examples of every pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3).double()
+        self.sizes = []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return self.linear(x)
+
+
+def test_examples_are_looked_at_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr("whence.task.task.CHECKED_AT_ONCE", 3)
+    task = Task.classification(Seen().eval())
+    x, labels = torch.ones(8, 3, dtype=torch.float64), torch.zeros(8, dtype=torch.int64)
+    task.check((x, labels), range(8))
+    assert task.model.sizes == [3, 3, 2]
+    labels[7] = 3
+    with pytest.raises(DataError, match="example 'h' has 3"):
+        task.check((x, labels), "abcdefgh")
+
+
+@pytest.mark.parametrize("what", ["`outputs`", "The loss", "The measure"])
+def test_a_bad_row_of_a_later_part_is_named_by_its_own_id(what, monkeypatch):
+    monkeypatch.setattr("whence.task.task.CHECKED_AT_ONCE", 3)
+    x, y = torch.ones(8, 3, dtype=torch.float64), torch.ones(8, 2, dtype=torch.float64)
+    y[5] = -1
+
+    def spoil(values, batch, name):
+        return values * batch[1][:, 0].sqrt().reshape(-1, *[1] * (values.ndim - 1)) if name == what else values
+
+    task = task_of(
+        outputs=lambda model, batch: spoil(model(batch[0]), batch, "`outputs`"),
+        loss=lambda outputs, batch: spoil(outputs.sum(1), batch, "The loss"),
+        measure=lambda outputs, batch: spoil(outputs.sum(1), batch, "The measure"),
+        lower_is_better=True,
+    )
+    with pytest.raises(NonFiniteError, match=f"{what} has NaN or infinite values for query f"):
+        task.check((x, y), "abcdefgh", role="query")
+
+
+def test_a_loss_reduced_over_a_part_is_refused_too(monkeypatch):
+    monkeypatch.setattr("whence.task.task.CHECKED_AT_ONCE", 3)
+    with pytest.raises(ShapeError, match="The loss must give one number per example"):
+        task_of(loss=lambda outputs, batch: outputs.mean()).check((X, Y), IDS)
 
 
 def test_a_model_without_trainable_parameters_is_refused():

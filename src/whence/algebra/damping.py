@@ -10,6 +10,7 @@ from whence.checks import require_positive
 from whence.errors import ConfigError, InputError, NumericalError
 
 DampingUnit = Literal["absolute", "relative", "mean_square_gradient"]
+Statistic = Literal["mean_eigenvalue", "mean_square_gradient"]  # of a curvature: keywords of every `resolve`
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Damping:
         That mean is the mean eigenvalue of the empirical Fisher matrix; published dampings are often in this unit.
         """
         return cls(float(value), "mean_square_gradient")
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        """What `resolve` must be given."""
+        return _NEEDS[self.unit]
 
     def resolve(self, *, mean_eigenvalue: float | None = None, mean_square_gradient: float | None = None) -> float:
         """The number to add to every eigenvalue.
@@ -86,7 +92,14 @@ class Damping:
         return cls(float(value), unit)  # type: ignore[arg-type]
 
 
-def _statistic(damping: Damping, found: float | None, name: str) -> float:
+_NEEDS: dict[DampingUnit, frozenset[Statistic]] = {
+    "absolute": frozenset(),
+    "relative": frozenset({"mean_eigenvalue"}),
+    "mean_square_gradient": frozenset({"mean_square_gradient"}),
+}
+
+
+def _statistic(damping: Damping, found: float | None, name: Statistic) -> float:
     if found is None:
         raise InputError(
             f"Damping {damping} needs `{name}`, which was not given. Pass it, or use `Damping.absolute(...)`."

@@ -5,6 +5,7 @@ One eigen-decomposition serves every filter, damping and horizon.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -216,12 +217,18 @@ class PrimalSpectrum:
         Cost:
             O(dim^2 (m + R)).
         """
+        (rows,) = self.look_ahead_blocks(steps, x_rows, g, [factor])
+        return rows
+
+    def look_ahead_blocks(self, steps: Steps, x_rows: Tensor, g: Tensor, factors: Iterable[Tensor]) -> Iterator[Tensor]:
+        """`look_ahead_rows` for one block of the factor's rows after another; the kernel is computed once."""
         require_shape(g, (self.dim,), "g", "the mean gradient (dim,)")
         self.check(Horizon(steps))
         kernel = look_ahead_kernel(self.eigenvalues, self.eigenvalues, steps)
-        rows = self._coordinates(factor, "factor")
-        gamma = self._coordinates(g[None], "g")
-        return self._coordinates(x_rows, "x_rows") @ (rows * ((rows * gamma) @ kernel.T)).T
+        gamma, queries = self._coordinates(g[None], "g"), self._coordinates(x_rows, "x_rows")
+        for factor in factors:
+            rows = self._coordinates(factor, "factor")
+            yield queries @ (rows * ((rows * gamma) @ kernel.T)).T
 
     def _coordinates(self, rows: Tensor, name: str) -> Tensor:
         require_shape(rows, (None, self.dim), name, "rows (m, dim)")

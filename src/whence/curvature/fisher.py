@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from whence.checks import look_up, require_count
+from whence.curvature.drawn_labels import drawn_slopes
 from whence.curvature.gauss_newton import GaussNewton, check_form, in_form
 from whence.curvature.linearized import LinearizedTrain, rows_dtype
 from whence.data import Examples
 from whence.errors import InputError
 from whence.gradients import outputs_of, slopes
-from whence.rng import torch_generator
 from whence.task import Task
 from whence.task.losses import hessian_root, output_basis
 
@@ -42,7 +42,7 @@ def fit_fisher(
         train: The train set.
         fisher: "empirical" or "sampled".
         n_samples: Labels drawn for each example.
-        seed: Of the labels.
+        seed: Of the labels; see `drawn_slopes`. `fit_kronecker` draws the same.
         form: As in `fit_gauss_newton`; a factor has one row a sample and example, and never more than r an example.
         dtype: Precision of Jacobian rows; default float64 where they fit 1 GiB, else the model's own.
     Returns:
@@ -63,17 +63,11 @@ def fit_fisher(
         raise InputError(f"The empirical Fisher matrix has one label an example; got n_samples={n_samples}.")
     outputs = outputs_of(task, train, dtype=torch.float64)
     own = slopes(task.loss, outputs, train)
-    drawn = own[:, :, None] if fisher == "empirical" else _drawn_slopes(task, outputs, n_samples, seed)
+    drawn = own[:, :, None] if fisher == "empirical" else drawn_slopes(task, outputs, n_samples=n_samples, seed=seed)
     basis, roots, contrasts = _factored(task, own, drawn, only_own=fisher == "empirical")
     precision = dtype or rows_dtype(task, len(train) * basis.shape[-1])
     linear = LinearizedTrain(task, train, precision, outputs, basis, roots, contrasts)
     return in_form(linear, form, exact_dtype=dtype is not None)
-
-
-def _drawn_slopes(task: Task, outputs: Tensor, n_samples: int, seed: int) -> Tensor:
-    """Loss slopes at drawn labels, (n, c, n_samples)."""
-    generator, flat = torch_generator(seed, "fisher labels"), outputs.reshape(len(outputs), -1)
-    return torch.stack([task.loss.sample_slopes(flat, generator) for _ in range(n_samples)], 2)
 
 
 def _factored(task: Task, own: Tensor, drawn: Tensor, *, only_own: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -77,13 +77,11 @@ class GaussNewton:
         """The linearised train set."""
         return self.form.linear
 
-    def resolve(self, filter: ResolvableFilter) -> ResolvableFilter:
+    def resolve(self, filter: ResolvableFilter) -> SpectralFilter:
         """The filter with its damping in absolute numbers."""
-        # Each statistic costs a pass over the Jacobian rows, so none is computed that the filter cannot need.
-        settings = str(filter.describe())
-        known = isinstance(filter, SpectralFilter) or "'absolute'" in settings
-        mean = None if known else self.form.mean_eigenvalue
-        msg = self.linear.mean_square_gradient if "'mean_square_gradient'" in settings else None
+        # Each statistic costs a pass over the Jacobian rows.
+        mean = self.form.mean_eigenvalue if "mean_eigenvalue" in filter.needs else None
+        msg = self.linear.mean_square_gradient if "mean_square_gradient" in filter.needs else None
         return filter.resolve(mean_eigenvalue=mean, mean_square_gradient=msg)
 
     def scores(self, filter: ResolvableFilter, queries: Tensor, contrasts: Tensor | None = None) -> Tensor:

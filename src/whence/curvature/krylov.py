@@ -130,8 +130,8 @@ class KrylovForm:
         """A v for rows v (l, n_params): (n k, l) float64."""
         return torch.cat([(a @ vectors.to(a.dtype).T).double() for a in self._factors()])
 
-    def _known(self, filter: ResolvableFilter) -> ResolvableFilter:
-        return filter if isinstance(filter, SpectralFilter) else filter.resolve(mean_eigenvalue=self.mean_eigenvalue)
+    def _known(self, filter: ResolvableFilter) -> SpectralFilter:
+        return filter.resolve(mean_eigenvalue=self.mean_eigenvalue if "mean_eigenvalue" in filter.needs else None)
 
     def _grown(self, filter: ResolvableFilter, rows: Tensor) -> LanczosBasis:
         """Krylov spaces of the rows, grown far enough for the filter; those of the last few blocks are kept."""

@@ -40,11 +40,8 @@ class PrimalForm:
 
     def look_ahead_rows(self, steps: Steps, queries: Tensor, gradient: Tensor) -> Tensor:
         """Second term of the exact look-ahead by rows of A: queries (m, n_params), gradient (n_params,) -> (m, n k)."""
-        rows = [
-            self._spectrum.look_ahead_rows(steps, queries, gradient, factor.double())
-            for _, factor in self.linear.factor_blocks()
-        ]
-        return torch.cat(rows, 1)
+        factors = (factor.double() for _, factor in self.linear.factor_blocks())
+        return torch.cat(list(self._spectrum.look_ahead_blocks(steps, queries, gradient, factors)), 1)
 
     @cached_property
     def _spectrum(self) -> PrimalSpectrum:

@@ -87,7 +87,7 @@ def _chosen(
 def _gauss_newton(inputs: Inputs, filter: ResolvableFilter) -> tuple[SpectralFilter, SymmetricOperator]:
     fitted = inputs.gauss_newton("krylov")
     assert isinstance(fitted.form, KrylovForm)
-    return fitted.resolve(filter).resolve(), fitted.form.operator
+    return fitted.resolve(filter), fitted.form.operator
 
 
 def _hessian(inputs: Inputs, filter: ResolvableFilter) -> tuple[SpectralFilter, SymmetricOperator]:

@@ -1,10 +1,10 @@
-"""Checkpoints of a task's model: checked before any work, loaded one at a time."""
+"""Checkpoints of a task's model: checked before any work, held one at a time."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -24,19 +24,25 @@ Checkpoint = Mapping[str, Tensor] | str | Path
 class Models:
     """The final model, or every checkpoint.
 
+    Each is read when it is looked at and again whenever its turn comes, but for the first: the last one looked at, its
+    model is kept for the first walk. Fewer readings would mean a model in memory for each checkpoint, or that a file
+    which cannot be read, does not fit or holds NaN is found only after the work on those before it.
+
     Attributes:
         inputs: Task, train set, queries.
         checkpoints: State dicts or files of them; None for the final model.
         marks: Name, fingerprint and what was changed of each checkpoint, for provenance; None for the final model.
+        kept: The model of the first checkpoint, until the first walk takes it.
     """
 
     inputs: Inputs
     checkpoints: list[Checkpoint] | None
     marks: list[dict[str, Any]] | None
+    kept: list[nn.Module] = field(default_factory=list)
 
     @classmethod
     def of(cls, inputs: Inputs, checkpoints: Sequence[Checkpoint] | None) -> Models:
-        """Look at every checkpoint once.
+        """Look at every checkpoint.
 
         Raises:
             DataError: A file cannot be read or does not fit the model.
@@ -47,25 +53,28 @@ class Models:
             return cls(inputs, None, None)
         found = _listed(checkpoints)
         model = copy.deepcopy(inputs.task.model)
-        marks = []
-        for k, checkpoint in enumerate(found):
-            changed = _load(model, checkpoint, k)
+        marks: dict[int, dict[str, Any]] = {}
+        for k in (*range(1, len(found)), 0):
+            changed = _load(model, found[k], k)
             model_state(model, working_dtype(model))  # refuses NaN
-            marks.append({"checkpoint": _name(checkpoint, k), "fingerprint": fingerprint(model), **changed})
-        return cls(inputs, found, marks)
+            marks[k] = {"checkpoint": _name(found[k], k), "fingerprint": fingerprint(model), **changed}
+        return cls(inputs, found, [marks[k] for k in range(len(found))], [model])
 
     def __len__(self) -> int:
         return 1 if self.checkpoints is None else len(self.checkpoints)
 
     def __iter__(self) -> Iterator[Task]:
-        """The task at each model, in order; a checkpoint is loaded when its turn comes."""
+        """The task at each model, in order; a checkpoint is read when its turn comes."""
         task = self.inputs.task
         if self.checkpoints is None:
             yield task
             return
         for k, checkpoint in enumerate(self.checkpoints):
-            model = copy.deepcopy(task.model)
-            _load(model, checkpoint, k)
+            if self.kept:
+                model = self.kept.pop()
+            else:
+                model = copy.deepcopy(task.model)
+                _load(model, checkpoint, k)
             yield task.with_model(model)
 
     def query_gradients(self, task: Task, dtype: torch.dtype | None = None) -> Tensor:

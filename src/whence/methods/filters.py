@@ -33,7 +33,7 @@ def bound_filter(filter: ResolvableFilter | RecipeFilter, n_train: int) -> Resol
     """
     if isinstance(filter, RecipeFilter):
         return filter.bind(n_train)
-    if not (hasattr(filter, "resolve") and hasattr(filter, "describe")):
+    if not all(hasattr(filter, part) for part in ("needs", "resolve", "describe")):
         raise InputError(
             f"`filter` must be a spectral filter; got {filter!r}. Use for instance `whence.horizon(recipe)`, "
             "`whence.flow(time)` or `whence.damped_inverse(Damping.relative(0.1))`."

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from whence.algebra import CGResult, Damping, SymmetricOperator, block_krylov, conjugate_gradient
+from whence.algebra import CGResult, DampedInverse, Damping, SymmetricOperator, block_krylov, conjugate_gradient
 from whence.curvature import KrylovForm
 from whence.gradients import loss_products
 from whence.methods.filters import DEFAULT_DAMPING, damping_filter
@@ -45,17 +45,17 @@ def influence_cg(
     chosen = damping_filter(DEFAULT_DAMPING if damping is None else damping)
     curvature = inputs.gauss_newton("krylov")
     assert isinstance(curvature.form, KrylovForm)
-    used = curvature.resolve(chosen).resolve()
-    shift = float(used.describe()["damping"])  # type: ignore[arg-type]
+    used = curvature.resolve(chosen)
+    assert isinstance(used, DampedInverse)
     dtype = curvature.linear.dtype
     queries, operator = inputs.query_gradients_in(dtype), curvature.form.operator
-    solved = None if max_iterations is not None else _in_one_space(operator, queries, shift, tolerance)
+    solved = None if max_iterations is not None else _in_one_space(operator, queries, used.damping, tolerance)
     is_shared = solved is not None
     if solved is None:
         solved = conjugate_gradient(
             operator,
             queries,
-            [shift],
+            [used.damping],
             tolerance=tolerance,
             max_iterations=max_iterations,
             allow_unconverged=allow_unconverged,

@@ -42,9 +42,13 @@ class Inputs:
 
     def __init__(self, task: Task, train: Examples, queries: Examples) -> None:
         task.check(train.all(), train.ids)
+        self._set(task, train, queries, {})
+
+    def _set(self, task: Task, train: Examples, queries: Examples, curvatures: dict[Hashable, Any]) -> None:
+        """Fill in a checked train set and queries that are not checked yet; the one place where attributes are set."""
         task.check(queries.all(), queries.ids, role="query")
         self.task, self.train, self.queries = task, train, queries
-        self._curvatures: dict[Hashable, Any] = {}
+        self._curvatures = curvatures
         self._gradients: dict[torch.dtype | None, Tensor] = {}
         self._query_map: QueryMap | None = None
 
@@ -133,9 +137,9 @@ class Inputs:
         return self._with_map(lambda rows: (rows[:, None] * masks.to(rows.dtype)).flatten(0, 1))
 
     def with_queries(self, queries: Examples) -> Inputs:
-        """Other queries for the same task and train set; the curvature is shared."""
-        twin = Inputs(self.task, self.train, queries)
-        twin._curvatures = self._curvatures
+        """Other queries for the same task and train set, which is not checked again; the curvature is shared."""
+        twin = object.__new__(Inputs)
+        twin._set(self.task, self.train, queries, self._curvatures)
         return twin
 
     def _with_map(self, query_map: QueryMap | None) -> Inputs:

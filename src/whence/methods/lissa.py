@@ -10,7 +10,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from whence.algebra import CallbackOperator, Damping, FactorOperator, LanczosBasis, SymmetricOperator
+from whence.algebra import CallbackOperator, DampedInverse, Damping, FactorOperator, LanczosBasis, SymmetricOperator
 from whence.algebra.spectral import rounding_tolerance
 from whence.batches import Batch, cast_batch
 from whence.checks import require_count, require_positive
@@ -73,10 +73,9 @@ def lissa(
     chosen = damping_filter(asked)
     curvature = inputs.gauss_newton("krylov")
     assert isinstance(curvature.form, KrylovForm)
-    # The statistics that other units need cost a pass over all Jacobian rows.
-    used = chosen if asked.unit == "absolute" else curvature.resolve(chosen)
-    shift = float(used.resolve().describe()["damping"])  # type: ignore[arg-type]
-    return _solved(inputs, _GaussNewtonOfRows(curvature.form), shift, plan)
+    used = curvature.resolve(chosen)
+    assert isinstance(used, DampedInverse)
+    return _solved(inputs, _GaussNewtonOfRows(curvature.form), used.damping, plan)
 
 
 def lissa_hessian(

@@ -24,6 +24,7 @@ from whence.training.recipe import Recipe
 
 C = TypeVar("C")
 
+FILE_OPTIONS = ("checkpoints",)  # of methods: lists of files
 RecipeConfig = Recipe  # the table [recipe] has the recipe's own names and defaults
 
 
@@ -81,7 +82,18 @@ class ScoreConfig:
 
     Args:
         methods: Their names.
-        options: Keyword arguments of a method, by its name.
+        options: Keyword arguments of a method, by its name. A list of `checkpoints` holds paths of state dicts
+            (`.safetensors`, `.pt`), from the folder of the TOML file:
+
+                [score]
+                methods = ["tracin", "trak"]
+
+                [score.options.tracin]
+                checkpoints = ["checkpoints/epoch_1.pt", "checkpoints/epoch_5.pt"]
+                learning_rates = [0.1, 0.01]  # one for each checkpoint, or one number for all
+
+                [score.options.trak]
+                checkpoints = ["seeds/0.safetensors", "seeds/1.safetensors"]
         top: Rows for each query.
     """
 
@@ -123,7 +135,7 @@ class WeighConfig:
 
     Args:
         methods: Whose; none means the first method of [score] that is linear in the weights.
-        groups: How parameters are grouped.
+        groups: How parameters are grouped; "head" reads the number of attention heads from the model.
         solver: "nnls" (closed form) or "adamw" (as published).
         k: Train examples per query that count as signal.
         center: Measure the scores of each learning query from their mean.
@@ -132,7 +144,7 @@ class WeighConfig:
     """
 
     methods: tuple[str, ...] = ()
-    groups: Literal["tensor", "module", "block"] = "tensor"
+    groups: Literal["tensor", "module", "block", "depth_and_function", "head"] = "tensor"
     solver: Literal["nnls", "adamw"] = "nnls"
     k: int = 10
     center: bool = True
@@ -234,24 +246,36 @@ def _require_distinct(values: tuple[int, ...], name: str, *, minimum: int) -> No
 def load_config(path: Path | str) -> RunConfig:
     """The configuration in a TOML file, or in the `config.toml` of a run folder.
 
-    A `factory` in a file is looked for beside the TOML file, and kept as an absolute path, so that a copy of the
-    configuration elsewhere means the same.
+    A `factory` in a file, and the `checkpoints` of methods, are looked for beside the TOML file, and kept as absolute
+    paths, so that a copy of the configuration elsewhere means the same.
 
     Raises:
         ConfigError: See `load_toml`.
     """
     path = Path(path)
     file = path / "config.toml" if path.is_dir() else path
-    return with_absolute_factory(load_toml(file, RunConfig), file.resolve().parent)
+    return with_absolute_paths(load_toml(file, RunConfig), file.resolve().parent)
 
 
-def with_absolute_factory(config: RunConfig, base: Path) -> RunConfig:
-    """The same configuration with the path of a `file.py:name` factory, if it is one, made absolute from `base`."""
-    module, name = split_factory(config.task.factory)
-    if not module.endswith(".py"):
-        return config
-    factory = f"{(base / module).resolve()}:{name}"
-    return dataclasses.replace(config, task=dataclasses.replace(config.task, factory=factory))
+def with_absolute_paths(config: RunConfig, base: Path) -> RunConfig:
+    """The same configuration with paths made absolute from `base`: of a `file.py:name` factory, and of checkpoints."""
+    task = dataclasses.replace(config.task, factory=_absolute_factory(config.task.factory, base))
+    options = {method: _absolute_files(given, base) for method, given in config.score.options.items()}
+    return dataclasses.replace(config, task=task, score=dataclasses.replace(config.score, options=options))
+
+
+def _absolute_factory(factory: str, base: Path) -> str:
+    module, name = split_factory(factory)
+    return f"{(base / module).resolve()}:{name}" if module.endswith(".py") else factory
+
+
+def _absolute_files(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Paths made absolute; what is no list of them is left for the method's own check."""
+    found = dict(options)
+    for name in FILE_OPTIONS:
+        if isinstance(found.get(name), list):
+            found[name] = [str((base / one).resolve()) if isinstance(one, str) else one for one in found[name]]
+    return found
 
 
 # Dataclasses and TOML

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.errors import ConfigError, InputError, StoreError, StoreMismatchError
-from whence.runs.config import RunConfig, dump_toml, load_config, to_dict, with_absolute_factory
+from whence.runs.config import RunConfig, dump_toml, load_config, to_dict, with_absolute_paths
 from whence.runs.machine import machine
 from whence.storage import differences, make_dir, read_json, write_atomic, write_json
 
@@ -58,14 +58,15 @@ class RunFolder:
 
         Args:
             path: Absent, empty, or a run folder.
-            config: The settings; a `file.py` factory with a relative path is looked for in the working directory.
+            config: The settings; relative paths of a `file.py` factory and of checkpoints are looked for in the working
+                directory.
         Raises:
             StoreMismatchError: The folder has a run with other settings; each is listed, with what depends on it.
             StoreError: The folder holds something else.
             StoreWriteError: It cannot be written.
         """
         path = Path(path)
-        config = with_absolute_factory(config, Path.cwd())
+        config = with_absolute_paths(config, Path.cwd())
         started = _is_run_folder(path)
         if not started:
             _refuse_other_content(path)

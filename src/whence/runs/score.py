@@ -12,7 +12,7 @@ from whence.errors import WhenceError
 from whence.methods import Inputs, attribute_with
 from whence.progress import stage
 from whence.runs.config import RunConfig, to_dict
-from whence.runs.options import method_options, preset_of
+from whence.runs.options import file_facts, method_options, preset_of
 from whence.runs.score_files import ScoreFiles, Scores
 from whence.runs.start import Source, Start, opened
 
@@ -97,11 +97,16 @@ def amounts(config: RunConfig) -> tuple[int, ...]:
 
 
 def method_settings(begun: Start, method: str) -> dict[str, Any]:
-    """What decides the numbers of one method, as JSON."""
+    """What decides the numbers of one method, as JSON.
+
+    Raises:
+        ConfigError: A checkpoint cannot be read.
+    """
     config = begun.run.config
     options = method_options(method, config.score.options.get(method, {}))
     plain = {n: to_dict(v) if dataclasses.is_dataclass(v) else v for n, v in options.items()}
     settings = {"method": method, "options": plain, "top": config.score.top, **begun.facts}
+    settings |= file_facts(method, options)
     if preset_of(method).by_amount:
         settings |= {"recipe": dataclasses.asdict(config.recipe), "at": amounts(config)}
     return settings

@@ -23,7 +23,7 @@ from whence.runs.result_files import ResultFiles
 from whence.runs.score import call_options, method_settings
 from whence.runs.start import Source, Start, opened
 from whence.scores import TopK
-from whence.task import GroupWeights
+from whence.task import GroupWeights, Heads
 from whence.weights import Contributions, contributions_with, learn_weights
 
 WEIGHTINGS = ("rms", "learned")
@@ -169,7 +169,8 @@ def _learn(config: RunConfig, method: str, inputs: Inputs, shared: Mapping[str, 
 def _contributions(config: RunConfig, method: str, inputs: Inputs) -> Contributions:
     options, amounts = call_options(config, method)
     at = {} if amounts is None else {"at": amounts[-1]}
-    return contributions_with(inputs, method, groups=config.weigh.groups, **at, **options)
+    groups = Heads.of(inputs.task.model) if config.weigh.groups == "head" else config.weigh.groups
+    return contributions_with(inputs, method, groups=groups, **at, **options)
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,7 +67,7 @@ class Loss(ABC):
         )
 
     def check_targets(self, outputs: Tensor, batch: Batch, ids: Sequence[object]) -> None:
-        """Refuse targets that would give a number without a meaning; called once, before any work."""
+        """Refuse targets that would give a number without a meaning; called on every batch, before any work."""
         return None
 
 

@@ -19,6 +19,7 @@ from whence.task.measures import Measure, make_measure
 from whence.task.parameters import ParameterLayout
 
 Outputs = Callable[[nn.Module, Batch], Tensor]
+CHECKED_AT_ONCE = 256  # examples in a pass of `Task.check`, whose memory does not grow with the data
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Task:
             )
 
     def check(self, batch: Batch, ids: Sequence[object], role: str = "train example") -> None:
-        """Run the model once on a batch and refuse anything that cannot be attributed.
+        """Run the model once on every example and refuse anything that cannot be attributed.
 
         Args:
             batch: A batch of `len(ids)` examples.
@@ -195,23 +196,30 @@ class Task:
                 take the batch.
             DataError: A class label is no integer, or names no output.
             NonFiniteError: A parameter, an output, a loss or a measure is NaN or infinite.
+        Cost:
+            A forward pass, and the memory of one of `CHECKED_AT_ONCE` examples, which alone go to the model's device.
         """
         self.require_eval()
         for name, p in self.model.named_parameters():
             require_finite(p.detach(), f"Parameter {name!r}")
-        batch = to_device(batch, self.device)
-        n, named = batch_size(batch), list(ids)
-        with torch.no_grad():
-            outputs = self._try_outputs(batch, role)
-            _require_rows(outputs, n, "`outputs`", "(b, ...)")
-            require_finite(outputs, "`outputs`", rows=role, ids=named)
-            self.loss.check_targets(outputs, batch, named)
-            for name, fn in (("loss", self.loss), ("measure", self.measure)):
-                if name == "measure" and role == "train example":
-                    continue
-                values = fn(outputs, batch)
-                _require_per_example(values, n, name)
-                require_finite(values, f"The {name}", rows=role, ids=named)
+        for start in range(0, batch_size(batch), CHECKED_AT_ONCE):
+            few = slice(start, start + CHECKED_AT_ONCE)
+            part = to_device(map_tensors(lambda x, few=few: x[few], batch), self.device)  # type: ignore[misc]
+            self._check_part(part, list(ids[few]), role)
+
+    @torch.no_grad()
+    def _check_part(self, batch: Batch, ids: list[object], role: str) -> None:
+        n = batch_size(batch)
+        outputs = self._try_outputs(batch, role)
+        _require_rows(outputs, n, "`outputs`", "(b, ...)")
+        require_finite(outputs, "`outputs`", rows=role, ids=ids)
+        self.loss.check_targets(outputs, batch, ids)
+        for name, fn in (("loss", self.loss), ("measure", self.measure)):
+            if name == "measure" and role == "train example":
+                continue
+            values = fn(outputs, batch)
+            _require_per_example(values, n, name)
+            require_finite(values, f"The {name}", rows=role, ids=ids)
 
     def _try_outputs(self, batch: Batch, role: str) -> Tensor:
         try:

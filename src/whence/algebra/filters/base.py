@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, final
 
 from torch import Tensor
 
+from whence.algebra.damping import Statistic
 from whence.errors import NotPositiveDefiniteError, NumericalError
 
 
@@ -16,6 +17,11 @@ class ResolvableFilter(Protocol):
 
     name: ClassVar[str]
     accepts_indefinite: ClassVar[bool]
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        """The statistics that `resolve` must be given: each may cost a pass over the train set, so no other is."""
+        ...
 
     def resolve(
         self, *, mean_eigenvalue: float | None = None, mean_square_gradient: float | None = None
@@ -33,6 +39,12 @@ class SpectralFilter(ABC):
 
     name: ClassVar[str]
     accepts_indefinite: ClassVar[bool]
+
+    @property
+    @final
+    def needs(self) -> frozenset[Statistic]:
+        """Nothing: every number is known."""
+        return frozenset()
 
     @abstractmethod
     def __call__(self, s: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from whence.algebra.damping import Damping
+from whence.algebra.damping import Damping, Statistic
 from whence.algebra.filters.base import SpectralFilter
 from whence.algebra.precision import as_float64
 from whence.checks import require_positive
@@ -60,6 +60,11 @@ class UnresolvedDampedInverse:
     damping: Damping
     name: ClassVar[str] = "damped_inverse"
     accepts_indefinite: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        """What the unit of the damping refers to."""
+        return self.damping.needs
 
     def resolve(
         self, *, mean_eigenvalue: float | None = None, mean_square_gradient: float | None = None

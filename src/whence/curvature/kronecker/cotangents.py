@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from whence.batches import Batch
-from whence.gradients import Cotangents, slope_of
-from whence.rng import torch_generator
+from whence.curvature.drawn_labels import drawn_slopes
+from whence.data import Examples
+from whence.gradients import Cotangents, outputs_of, slope_of
 from whence.task import Task
 from whence.task.losses import hessian_root, output_basis
 
 
-def exact(task: Task, seed: int) -> Cotangents:
+def exact(task: Task, train: Examples, seed: int) -> Cotangents:
     """Roots of the output Hessian: the Gauss-Newton matrix itself, which for a likelihood is the Fisher matrix.
 
     As many cotangents as outputs, one less for cross-entropy.
@@ -28,21 +29,23 @@ def exact(task: Task, seed: int) -> Cotangents:
     return roots
 
 
-def sampled(task: Task, seed: int) -> Cotangents:
-    """Slopes at one label drawn from the model's own distribution; each example has a stream of its own."""
+def sampled(task: Task, train: Examples, seed: int) -> Cotangents:
+    """Slopes at one label drawn for each example; see `drawn_slopes`.
 
-    def roots(outputs: Tensor, batch: Batch, part: slice) -> Tensor:
-        flat = outputs.flatten(1).double()
-        streams = [torch_generator(seed, "fisher labels", i) for i in range(part.start, part.stop)]
-        drawn = [task.loss.sample_slopes(one[None], stream) for one, stream in zip(flat, streams, strict=True)]
-        return torch.stack(drawn)
-
-    return roots
+    Cost:
+        One forward pass, in float64.
+    """
+    slopes = drawn_slopes(task, outputs_of(task, train, dtype=torch.float64), seed=seed).transpose(1, 2)
+    return lambda outputs, batch, part: slopes[part]
 
 
-def empirical(task: Task, seed: int) -> Cotangents:
+def empirical(task: Task, train: Examples, seed: int) -> Cotangents:
     """Slopes at the given labels; no Fisher matrix, though often called one (Kunstner et al., arXiv:1905.12558)."""
     return slope_of(task.loss)
 
 
-FISHERS: dict[str, Callable[[Task, int], Cotangents]] = {"exact": exact, "sampled": sampled, "empirical": empirical}
+FISHERS: dict[str, Callable[[Task, Examples, int], Cotangents]] = {
+    "exact": exact,
+    "sampled": sampled,
+    "empirical": empirical,
+}

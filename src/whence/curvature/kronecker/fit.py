@@ -51,7 +51,7 @@ def fit_kronecker(
         fisher: "exact" (the Gauss-Newton matrix, by as many backward passes as outputs), "sampled" (one label drawn for
             each example), or "empirical" (the given labels).
         corrected: EK-FAC.
-        seed: Of drawn labels.
+        seed: Of drawn labels; see `drawn_slopes`. `fit_fisher` draws the same.
         dtype: Precision of the passes; default the parameters' own, never below float32. Sums over blocks and
             eigen-decompositions are in float64.
     Raises:
@@ -59,13 +59,13 @@ def fit_kronecker(
             treats some examples in another way than the first three.
         NonFiniteError: Something in a layer is NaN or infinite; it is named.
     Cost:
-        Two passes over the train set; memory sum over layers of i^2 + o^2 + i o.
+        Two passes over the train set, and for "sampled" a forward pass; memory sum over layers of i^2 + o^2 + i o.
     Reference:
         Martens and Grosse (2015), arXiv:1503.05671; for convolutions Grosse and Martens (2016), arXiv:1602.01407; for
         shared weights the "expand" form of Eschenhagen et al. (2023), arXiv:2311.00636; George et al. (2018),
         arXiv:1806.03884, algorithm 1.
     """
-    cotangents = look_up(FISHERS, fisher, "Fisher matrix")(task, seed)
+    cotangents_of = look_up(FISHERS, fisher, "Fisher matrix")
     require_count(seed, "seed", minimum=0)
     if fisher == "exact" and not task.loss.has_hessian:
         raise UnsupportedError(
@@ -73,6 +73,7 @@ def fit_kronecker(
             "`output_hessian=` to Task, or use fisher='empirical'."
         )
     n_train, layout = len(train), task.layout
+    cotangents = cotangents_of(task, train, seed)
     plan = layer_plan(task, train)
     passed = partial(_passed, task, train, cotangents, plan, working_dtype(task.model, dtype))
     sites = sites_of(plan, layout)

@@ -86,8 +86,7 @@ class KroneckerSpectrum:
         Raises:
             NumericalError: It has no trustworthy value on this spectrum.
         """
-        needs_gradients = "mean_square_gradient" in str(filter.describe())
-        scale = self.mean_square_gradient if needs_gradients else None
+        scale = self.mean_square_gradient if "mean_square_gradient" in filter.needs else None
         known = filter.resolve(mean_eigenvalue=self.mean_eigenvalue, mean_square_gradient=scale)
         known.check(0.0, self.largest_eigenvalue)
         return known
@@ -109,7 +108,7 @@ class KroneckerSpectrum:
         """f of the curvature on rows (m, n_params), a few rows at a time."""
         found = torch.empty_like(rows)
         few = max(1, BUFFER // (self.layout.n_params * rows.element_size()))
-        for part, out in zip(rows.split(few), found.split(few), strict=True):
+        for part, out in zip(torch.split(rows, few), torch.split(found, few), strict=True):
             self._map_into(out, f, part)
         return found
 

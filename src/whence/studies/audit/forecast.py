@@ -10,9 +10,11 @@ from typing import Any, final
 
 import torch
 
+from whence.algebra import Steps, look_ahead_kernel
 from whence.curvature import choose_form
 from whence.curvature.krylov import EXPECTED_STEPS
 from whence.curvature.linearized import LinearizedTrain
+from whence.gradients import measure_gradients, moved_outputs
 from whence.methods import METHODS, Inputs
 from whence.rng import torch_generator
 from whence.studies.audit.candidates import Candidate
@@ -24,6 +26,7 @@ SMALL = 4 * MORE  # train set up to which a forecast would cost as much as the w
 CAREFREE = 0.25  # of the time that is left: a rough forecast below it is good enough
 FEW_STEPS = 5  # of an unrolled run
 DENSE = 384  # rows of the matrices that are timed
+SOME_STEPS = 1000  # of an optimizer's recurrence
 
 
 @final
@@ -31,7 +34,7 @@ class Forecast:
     """Seconds that candidates will take, to a factor of about two.
 
     Per-example work is timed on few train examples and counted up; a run on its first steps; the dense algebra of a
-    curvature is counted, and its speed timed.
+    curvature, and of a look-ahead, is counted, and its speed timed.
 
     Args:
         inputs: As the candidates get them.
@@ -56,7 +59,8 @@ class Forecast:
         if candidate.method == "unrolled":
             return self._unrolled(candidate, within)
         if METHODS[candidate.method].curvature == "gauss_newton":
-            return 0.0 if self._fitted else self._gauss_newton
+            motion = self._motion(candidate) if candidate.method == "horizon_ahead" else 0.0
+            return motion + (0.0 if self._fitted else self._gauss_newton)
         return self._by_examples(candidate, within)
 
     def done(self, candidate: Candidate) -> None:
@@ -97,16 +101,40 @@ class Forecast:
     @cached_property
     def _gauss_newton(self) -> float:
         """Jacobian rows, and the decomposition or the products of the form that fits the size."""
-        task, train = self._inputs.task, self._inputs.train
-        n_train, n_params = self._inputs.n_train, task.layout.n_params
-        n_contrasts = LinearizedTrain.of(task, train.subset(range(1))).n_contrasts
+        task, train, n_train = self._inputs.task, self._inputs.train, self._inputs.n_train
 
         def rows_of(n: int) -> float:
             linear = LinearizedTrain.of(task, train.subset(range(min(n, n_train))))
             return timed(lambda: sum(len(rows) for _, rows in linear.blocks()))
 
         rows = extrapolated(rows_of, n_train) if n_train > SMALL else 0.0
-        return rows + dense_seconds(n_train * n_contrasts, n_params, len(self._inputs.queries))
+        return rows + dense_seconds(*self._sizes)
+
+    def _motion(self, candidate: Candidate) -> float:
+        """What `horizon_ahead` does at each amount of training even where the curvature is there."""
+        is_exact = candidate.options.get("look_ahead", "exact") == "exact"
+        runs = [self._recipe.scaled_dynamics(point, self._inputs.n_train) for point in self._points]
+        return sum(self._moved_queries + motion_seconds(*self._sizes, steps, is_exact=is_exact) for steps in runs)
+
+    @cached_property
+    def _moved_queries(self) -> float:
+        """Gradients of the queries at moved outputs, timed on a few of them."""
+        task, queries = self._inputs.task, self._inputs.queries
+        few = queries.subset(range(min(FEW, len(queries))))
+        still = torch.zeros(task.layout.n_params, dtype=torch.float64, device=task.device)
+
+        def moved() -> None:
+            measure_gradients(task, few, outputs=moved_outputs(task, few, still, dtype=torch.float64))
+
+        moved()  # the first time something is set up once and for all
+        return timed(moved) * len(queries) / len(few)
+
+    @cached_property
+    def _sizes(self) -> tuple[int, int, int]:
+        """Rows of the curvature's factor, parameters, queries."""
+        task, train = self._inputs.task, self._inputs.train
+        n_contrasts = LinearizedTrain.of(task, train.subset(range(1))).n_contrasts
+        return self._inputs.n_train * n_contrasts, task.layout.n_params, len(self._inputs.queries)
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -124,12 +152,36 @@ def extrapolated(seconds_for: Callable[[int], float], n: int) -> float:
 
 def dense_seconds(n_rows: int, n_params: int, n_query: int) -> float:
     """Seconds of a curvature with a factor of n_rows x n_params, once its rows are there."""
-    rate = 2 * DENSE**3 / best_of(lambda x: x @ x)
+    rate = _rate()
     if choose_form(n_rows, n_params) == "krylov":
         return 4 * n_rows * n_params * EXPECTED_STEPS * n_query / rate
     least = min(n_rows, n_params)
     decomposition = best_of(torch.linalg.eigh) * (least / DENSE) ** 3
     return 2 * n_rows * n_params * least / rate + decomposition
+
+
+def motion_seconds(n_rows: int, n_params: int, n_query: int, steps: Steps, *, is_exact: bool) -> float:
+    """Seconds of a look-ahead at one amount of training, once the curvature is there."""
+    form = choose_form(n_rows, n_params)
+    if form == "krylov":  # the queries are others at each amount: new Krylov spaces, and one more product with them
+        return (6 if is_exact else 4) * n_rows * n_params * EXPECTED_STEPS * n_query / _rate()
+    if not is_exact:
+        return 0.0
+    operations = 2 * n_rows**3 if form == "dual" else 4 * n_rows * n_params**2
+    return operations / _rate() + kernel_seconds(min(n_rows, n_params), steps)
+
+
+def kernel_seconds(n: int, steps: Steps) -> float:
+    """Seconds of the look-ahead's kernel for n eigenvalues, timed on some of its rows and, of a recurrence, steps."""
+    some, few = min(n, DENSE), steps if steps.constant else steps.first(min(steps.n_steps, SOME_STEPS))
+    spectrum = torch.linspace(0, 1 / steps.max_lr, n, dtype=torch.float64)
+    seconds = timed(lambda: look_ahead_kernel(spectrum[:some], spectrum, few))
+    return seconds * (n / some) * (steps.n_steps / few.n_steps)
+
+
+def _rate() -> float:
+    """Multiplications and additions in a second."""
+    return 2 * DENSE**3 / best_of(lambda x: x @ x)
 
 
 def best_of(work: Callable[[torch.Tensor], Any], repeats: int = 3) -> float:
