@@ -68,6 +68,11 @@ class Inputs:
         return self._query_map is None
 
     @property
+    def unmapped(self) -> Inputs:
+        """The same inputs with query gradients as they are."""
+        return self._with_map(None)
+
+    @property
     def query_gradients(self) -> Tensor:
         """Query side a_q at the final parameters, (n_query, n_params)."""
         return self._mapped(self._raw(None))

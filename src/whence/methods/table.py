@@ -15,10 +15,12 @@ from whence.methods.influence_fisher import INFLUENCE_FISHER
 from whence.methods.influence_gn import INFLUENCE_GN
 from whence.methods.influence_hessian import INFLUENCE_HESSIAN
 from whence.methods.lissa import LISSA, LISSA_HESSIAN
+from whence.methods.logra import LOGRA
 from whence.methods.preset import Preset
 from whence.methods.random import RANDOM
 from whence.methods.representer import REPRESENTER
 from whence.methods.tracin import TRACIN
+from whence.methods.trackstar import TRACKSTAR
 from whence.methods.trak import TRAK
 from whence.methods.unrolled import UNROLLED
 
@@ -41,6 +43,8 @@ METHODS: dict[str, Preset] = {
         HORIZON_AHEAD,
         UNROLLED,
         TRAK,
+        LOGRA,
+        TRACKSTAR,
         TRACIN,
         EMBEDDING_COSINE,
         REPRESENTER,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.checks import look_up, require_count
+from whence.curvature.kronecker.checked import checked_blocks
 from whence.curvature.kronecker.cotangents import FISHERS
 from whence.curvature.kronecker.eigen import Eigen
 from whence.curvature.kronecker.moments import moments_of
@@ -17,9 +17,8 @@ from whence.curvature.kronecker.spectrum import KroneckerSpectrum, LayerSpectrum
 from whence.curvature.kronecker.squares import squares_of
 from whence.data import Examples
 from whence.errors import UnsupportedError
-from whence.gradients import Block, Cotangents, HookPlan, blocks, layer_plan, loss_gradients
+from whence.gradients import layer_plan, loss_gradients
 from whence.gradients.sites import Site, sites_of
-from whence.progress import stage
 from whence.task import ParameterLayout, Task, working_dtype
 
 Pairs = dict[Site, tuple[Eigen, Eigen]]  # of inputs, of output gradients
@@ -75,7 +74,7 @@ def fit_kronecker(
     n_train, layout = len(train), task.layout
     cotangents = cotangents_of(task, train, seed)
     plan = layer_plan(task, train)
-    passed = partial(_passed, task, train, cotangents, plan, working_dtype(task.model, dtype))
+    passed = partial(checked_blocks, task, train, cotangents, plan, working_dtype(task.model, dtype))
     sites = sites_of(plan, layout)
     rest = frozenset(layout.names).difference(*(site.names for site in sites))
     moments = moments_of(passed("moments of layers"), sites, layout)
@@ -90,24 +89,6 @@ def fit_kronecker(
     diagonal = {name: (plain.get(name, zeros[name]) / n_train).double() for name in layout.names if name in rest}
     facts = {"fisher": fisher, **({"seed": seed} if fisher == "sampled" else {}), **_coverage(layout, pairs, rest)}
     return KroneckerSpectrum(layout, layers, diagonal, facts, partial(_mean_square_gradient, task, train))
-
-
-def _passed(
-    task: Task, train: Examples, cotangents: Cotangents, plan: HookPlan, dtype: torch.dtype, what: str
-) -> Iterator[Block]:
-    """The train set, passed through the model; every parameter with a rule must be seen by its rule."""
-    planned = {name for _, owned in plan.layers.values() for name in owned.values()}
-    with stage(what, total=len(train), unit="examples") as progress:
-        for block in blocks(task, train, cotangents, plan, dtype=dtype):
-            yield block
-            if not planned <= block.names:
-                first, last = train.ids[block.part.start], train.ids[block.part.stop - 1]
-                raise UnsupportedError(
-                    f"Between examples {first!r} and {last!r} the model uses {sorted(planned - block.names)[:3]} in "
-                    "another way than for the first three examples, so their layers have no Kronecker form. Use a "
-                    "method without layers, such as influence_cg."
-                )
-            progress.advance(len(block.cotangents))
 
 
 def _eigenvalues(site: Site, pair: tuple[Eigen, Eigen], rotated: dict[Site, Tensor], n_train: int) -> Tensor:
