@@ -52,7 +52,7 @@ def minilm_task(n_train: int, n_test: int, seed: int) -> tuple[Task, Split]:
         found = tokenizer(list(read.texts), padding="max_length", max_length=length, return_tensors="pt")
         # Without token types: all are 0, which the model takes where none are given.
         batch = {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"], "labels": read.labels}
-        return Examples(batch, name=f"sst2 {which}", class_names=CLASSES)
+        return Examples(batch, name=f"sst2 {which}", class_names=CLASSES, texts=read.texts)
 
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(

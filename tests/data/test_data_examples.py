@@ -277,6 +277,29 @@ def test_tensors_of_different_lengths_are_refused():
         Examples((pair(5)[0], pair(4)[1]))
 
 
+@pytest.mark.parametrize(
+    "texts, reason",
+    [
+        ("abcde", "single str"),
+        (["a", "b", "c"], "each of the 5 examples, in order; got 3"),
+        (["a", "b", 3, "d", "e"], "text 2 is int"),
+        (["a", "b", "c", None, "e"], "text 3 is NoneType"),
+        ([b"a"] * 5, "text 0 is bytes"),
+    ],
+)
+@pytest.mark.parametrize(
+    "dataset", [pair(), TensorDataset(*pair()), Examples(pair())], ids=["batch", "set", "examples"]
+)
+def test_texts_that_are_not_one_str_an_example_are_refused(dataset, texts, reason):
+    with pytest.raises(DataError, match=reason):
+        Examples(dataset, texts=texts)
+
+
+def test_texts_are_checked_before_items_are_read():
+    with pytest.raises(DataError, match="each of the 3 examples"):
+        Examples(Failing(), texts=["a"])
+
+
 # Rows and ids
 
 
@@ -305,6 +328,19 @@ def test_a_subset_of_a_subset_is_a_subset(n, data):
     outer = data.draw(st.lists(st.integers(0, n - 1), min_size=1, unique=True))
     inner = data.draw(st.lists(st.integers(0, len(outer) - 1), min_size=1, unique=True))
     assert examples.subset(outer).subset(inner).fingerprint == examples.subset([outer[k] for k in inner]).fingerprint
+
+
+def test_texts_stay_with_their_rows():
+    examples = Examples(pair(), texts=list("abcde"))
+    assert examples.texts == ("a", "b", "c", "d", "e")
+    assert examples.subset([3, 0]).texts == ("d", "a")
+    assert examples.subset([3, 0]).subset([1]).texts == ("a",)
+    assert examples.replace(pair()).texts == examples.texts
+    assert examples.to(dtype=torch.float64).texts == examples.texts
+    assert Examples(examples).texts == examples.texts
+    assert Examples(examples, texts=list("vwxyz")).texts == ("v", "w", "x", "y", "z")
+    assert Examples(TensorDataset(*pair()), texts=list("vwxyz")).texts == ("v", "w", "x", "y", "z")
+    assert Examples(pair()).subset([1]).texts is None
 
 
 def test_batches_of_a_table_of_positions():
@@ -396,6 +432,7 @@ def test_fingerprint_depends_on_everything_that_matters():
 def test_fingerprint_does_not_depend_on_what_does_not_matter():
     x, y = pair()
     assert Examples({"x": x, "y": y}).fingerprint == Examples({"y": y, "x": x}, name="other").fingerprint
+    assert Examples((x, y), texts=list("abcde")).fingerprint == Examples((x, y)).fingerprint
     strided = x.t().contiguous().t()
     assert Examples((strided, y)).fingerprint == Examples((x, y)).fingerprint
 

@@ -104,6 +104,7 @@ def test_the_vocabulary_is_that_of_the_train_rows_in_use():
     train, test = sst2_texts(n_train=40, n_test=5)
     assert set(vocabulary.words) == {word for text in train.texts for word in text.split()}
     assert [vocabulary.decode(row) for row in split.train.all()["input_ids"]] == list(train.texts)
+    assert (split.train.texts, split.test.texts) == (train.texts, test.texts)
     shown = [vocabulary.decode(row).split() for row in split.test.all()["input_ids"]]
     for text, row in zip(test.texts, shown, strict=True):
         assert row == [word if word in vocabulary.words else "[?]" for word in text.split()]

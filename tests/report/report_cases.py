@@ -40,6 +40,25 @@ def table(n_query=3, n_train=20, dim=4, **options):
     return ReportCase("table", train, queries, scores, **options)
 
 
+def texts(n_query=3, n_train=20, **options):
+    generator = torch.Generator().manual_seed(0)
+
+    def examples(n, name):
+        tokens, labels = (
+            torch.randint(0, high, shape, generator=generator) for high, shape in ((99, (n, 6)), (2, (n,)))
+        )
+        return Examples(
+            {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels},
+            ids=[f"{name}-{k}" for k in range(n)],
+            class_names=["bad", "good"],
+            texts=[f"the film of {name} is {'very ' * k}long" for k in range(n)],
+        )
+
+    train, queries = examples(n_train, "t"), examples(n_query, "q")
+    scores = ScoreMatrix(torch.randn(n_query, n_train, generator=generator), queries.ids, train.ids)
+    return ReportCase("texts", train, queries, scores, **options)
+
+
 def groups(*names):
     return ParameterGroups(names, tuple(range(len(names))), tuple(10 * (k + 1) for k in range(len(names))), names)
 

@@ -1,6 +1,7 @@
 """The page in headless Chromium: keys, addresses, exports, themes, sizes, hostile texts; and no request leaves it."""
 
 import csv
+import io
 import json
 import shutil
 import time
@@ -8,7 +9,7 @@ import time
 import pandas as pd
 import pytest
 import torch
-from report_cases import HOSTILE, full, pictures, table
+from report_cases import HOSTILE, full, pictures, table, texts
 
 from whence.data import Examples
 from whence.report import ReportCase, write_report
@@ -78,12 +79,12 @@ def visit(browser):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return write_report(tmp_path_factory.mktemp("page") / "report.html", [full(pictures), full(table)])
+    return write_report(tmp_path_factory.mktemp("page") / "report.html", [full(pictures), full(table), full(texts)])
 
 
 def test_every_view_opens_without_an_error_or_a_request(path, visit):
     page = visit(path)
-    for case in (1, 2):
+    for case in (1, 2, 3):
         for view in ("queries", "trust", "groups", "labels", "concentration", "run"):
             page.page.goto(f"{page.address}#case={case}&view={view}")
             page.page.wait_for_function(
@@ -138,11 +139,13 @@ def test_an_address_restores_what_was_seen(path, visit):
     page.page.keyboard.press("2")
     assert page.view() == "trust"
     page.page.go_back()
-    page.page.wait_for_function("document.querySelector('[role=tab][aria-selected=true]').dataset.view === 'queries'")
+    page.page.wait_for_function(
+        "() => document.querySelector('[role=tab][aria-selected=true]').dataset.view === 'queries'"
+    )
     assert page.query() == "Query q-1"
 
 
-@pytest.mark.parametrize("case", [1, 2])
+@pytest.mark.parametrize("case", [1, 2, 3])
 def test_an_export_holds_the_rows_shown(path, visit, case):
     page = visit(path, f"#case={case}&filter=1&sort=id")
     shown = page.page.locator(".side .id").all_inner_texts()
@@ -195,7 +198,7 @@ def test_both_themes_and_the_choice_over_the_system(path, visit):
     assert light.page.evaluate(ground) == dim
 
 
-@pytest.mark.parametrize("case", [1, 2])
+@pytest.mark.parametrize("case", [1, 2, 3])
 def test_a_phone_shows_every_view_without_scrolling_sideways(path, visit, case):
     page = visit(path, viewport={"width": 390, "height": 844})
     for view in ("queries", "trust", "groups", "labels", "concentration", "run"):
@@ -260,6 +263,126 @@ def test_hostile_texts_are_texts(tmp_path, visit):
         assert page.page.locator("img[src=x]").count() == 0
         assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert HOSTILE in page.text("h1")
+
+
+def rows_of(page, act):
+    return list(csv.DictReader(io.StringIO(page.download(act), newline="")))
+
+
+def test_texts_are_cards_below_the_text_of_their_query(path, visit):
+    case = texts()
+    page = visit(path, "#case=3&query=q-1")
+    assert page.text(".query-head .words") == case.queries.texts[1]
+    shown = dict(zip(case.train.ids, case.train.texts, strict=True))
+    top = {
+        sign: list(case.scores.top(10, sign=sign).query("query == 'q-1'")["train"]) for sign in ("supports", "opposes")
+    }
+    for sign, ids in top.items():
+        cards = page.page.locator(f".side[data-sign={sign}] .cards li")
+        assert cards.locator(".id").all_inner_texts() == ids
+        assert cards.locator(".words").all_inner_texts() == [shown[id] for id in ids]
+        assert cards.locator(".score").count() == len(ids)
+        labels = [case.train.class_names[k] for k in case.train.all()["labels"][[int(id[2:]) for id in ids]].tolist()]
+        assert [text.split()[1] for text in cards.locator(".label").all_inner_texts()] == labels
+    assert page.page.locator(".detail table").count() == 0
+    rows = page.page.locator(".list .row")
+    assert rows.locator(".glimpse").all_inner_texts() == list(case.queries.texts)
+    page.page.fill("input[aria-label='Find a query']", "very very")
+    assert page.page.locator(".list .row").count() == 1
+    page.page.fill("input[aria-label='Filter train examples']", "very " * 15)
+    kept = [id for ids in top.values() for id in ids if "very " * 15 in shown[id]]
+    assert page.page.locator(".side .id").all_inner_texts() == kept != []
+
+
+def test_exports_hold_the_texts(path, visit):
+    case = texts()
+    of_train, of_queries = (dict(zip(part.ids, part.texts, strict=True)) for part in (case.train, case.queries))
+    page = visit(path, "#case=3")
+    rows = rows_of(page, lambda: page.page.keyboard.press("e"))
+    assert len(rows) > 10
+    assert all((row["text"], row["query text"]) == (of_train[row["train"]], of_queries[row["query"]]) for row in rows)
+    page.page.keyboard.press("4")
+    rows = rows_of(page, lambda: page.page.keyboard.press("e"))
+    assert [row["example text"] for row in rows] == [of_train[row["example"]] for row in rows] != []
+    page.page.keyboard.press("5")
+    rows = rows_of(page, lambda: page.page.keyboard.press("e"))
+    assert [row["query text"] for row in rows] == [of_queries[row["query"]] for row in rows] != []
+
+
+def test_exports_without_texts_have_no_column_for_them(path, visit):
+    page = visit(path, "#case=1")
+    for key in "145":
+        page.page.keyboard.press(key)
+        assert "text" not in page.download(lambda: page.page.keyboard.press("e")).splitlines()[0]
+
+
+def hostile_texts():
+    case = texts(n_query=1, n_train=6)
+    written = [
+        "\u202e<b>bold</b> & \x00" + "x" * 100_000,
+        "line\n" * 30,
+        "שלום עולם",
+        "",
+        HOSTILE,
+        "a" + "\U0001f600" * 400,
+    ]
+    train, queries = Examples(case.train, texts=written), Examples(case.queries, texts=[HOSTILE + "word " * 500])
+    scores = ScoreMatrix(torch.tensor([[6.0, 5, 4, 3, 2, 1]]), queries.ids, train.ids)
+    suspects = pd.DataFrame({"id": train.ids, "score": [6.0, 5, 4, 3, 2, 1], "given": [0] * 6})
+    return ReportCase("hostile", train, queries, scores, suspects=suspects), written
+
+
+def test_a_long_text_begins_cut_and_the_keys_open_it(tmp_path, visit):
+    case, written = hostile_texts()
+    page = visit(write_report(tmp_path / "report.html", case))
+    card = page.page.locator(".cards li").first
+    words, button = card.locator(".words"), card.locator("button")
+    assert len(words.text_content()) == 281
+    assert button.get_attribute("aria-expanded") == "false"
+    assert button.text_content() == f"Show all {len(written[0]):,} characters of train example t-0"
+    button.focus()
+    page.page.keyboard.press("Enter")
+    assert words.text_content() == written[0].replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    assert button.get_attribute("aria-expanded") == "true"
+    assert words.bounding_box()["height"] < 900  # it scrolls in its own box
+    words.focus()
+    page.page.keyboard.press("End")
+    page.page.wait_for_function("() => document.activeElement.scrollTop > 0")
+    button.press("Enter")
+    assert len(words.text_content()) == 281
+    lines = page.page.locator(".cards li").nth(1).locator(".words")
+    assert lines.text_content() == "line\n" * 7 + "line…"
+    assert page.page.locator(".cards li").nth(5).locator(".words").text_content() == "a" + "\U0001f600" * 139 + "…"
+    assert "Show all 401 characters" in page.page.locator(".cards li").nth(5).inner_text()
+    assert "empty text" in page.page.locator(".cards li").nth(3).inner_text()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_hostile_passages_are_texts(tmp_path, visit, width):
+    case, _ = hostile_texts()
+    page = visit(write_report(tmp_path / "report.html", case), viewport={"width": width, "height": 844})
+    for key in "145":
+        page.page.keyboard.press(key)
+        for button in page.page.locator("button.all").all():
+            button.click()
+        assert page.page.locator("script").count() == 2
+        assert page.page.locator("main b").count() == 0
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= width
+    page.page.keyboard.press("1")
+    assert page.text(".query-head .words").startswith(HOSTILE)
+    directions = page.page.locator(".cards .words").evaluate_all(
+        "all => all.map((one) => getComputedStyle(one).direction)"
+    )
+    assert directions[2] == "rtl"
+    assert directions[4] == "ltr"
+
+
+def test_captions_stand_beside_their_pictures(tmp_path, visit):
+    case = pictures()
+    train = Examples(case.train, texts=[f"caption {k}" for k in range(20)])
+    page = visit(write_report(tmp_path / "report.html", ReportCase("captions", train, case.queries, case.scores)))
+    cards = page.page.locator(".cards li")
+    assert cards.count() == cards.locator("img").count() == cards.locator(".words").count() > 0
 
 
 def test_a_page_with_nothing_says_what_would_make_it(tmp_path, visit):

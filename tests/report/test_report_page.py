@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from report_cases import HOSTILE, NAN, data_of, full, groups, pictures, table, texts_of, write
+from report_cases import HOSTILE, NAN, data_of, full, groups, pictures, table, texts, texts_of, write
 
 import whence
 from whence.data import Examples
 from whence.errors import DataError, InputError, StoreError, StoreWriteError
 from whence.report import ReportCase, write_report
-from whence.report.album import BUDGET
+from whence.report.album import BUDGET, PASSAGE_BUDGET, Album
 from whence.report.blocks import embedded
-from whence.report.exhibits import Exhibits
+from whence.report.exhibits import TRAIN, Exhibits
 from whence.report.views.concentration import carried
 from whence.scores import ScoreMatrix, TopK
 from whence.task import GroupWeights
@@ -98,7 +98,7 @@ def plain_text(text):
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [pictures, table])
+@pytest.mark.parametrize("case", [pictures, table, texts])
 def test_a_page_is_well_formed_and_labelled(tmp_path, case):
     html, _ = write(tmp_path / "report.html", [full(case), case()])
     page = Page(html)
@@ -200,7 +200,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
 # --- queries ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [pictures, table])
+@pytest.mark.parametrize("case", [pictures, table, texts])
 def test_the_page_lists_what_top_lists(tmp_path, case):
     shown = case()
     _, data = write(tmp_path / "report.html", shown)
@@ -620,6 +620,126 @@ def test_real_scores_in_two_lines(tmp_path):
     scores = whence.attribute(whence.Task.regression(model), train, queries, "grad_dot")
     _, data = write(tmp_path / "report.html", ReportCase("diabetes", train, queries, scores))
     assert {"bmi", "bp", "target"} <= set(texts_of(data).split())
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def passages_of(data, examples):
+    """The texts of examples or queries of the page by id."""
+    return {id_of(one): data["passages"][one["passage"]] for one in examples if "passage" in one}
+
+
+def test_texts_are_shown_instead_of_features(tmp_path):
+    case = full(texts)
+    _, data = write(tmp_path / "report.html", case)
+    examples, queries = data["cases"][0]["examples"], view(data, "queries")["queries"]
+    of_train = dict(zip(case.train.ids, case.train.texts, strict=True))
+    assert passages_of(data, examples) == {id_of(one): of_train[id_of(one)] for one in examples}
+    assert passages_of(data, queries) == dict(zip(case.queries.ids, case.queries.texts, strict=True))
+    assert not any("features" in side for query in queries for side in query["sides"])
+    assert [column["name"] for column in view(data, "labels")["table"]["columns"]][-1] == "label is"
+    assert view(data, "queries")["hints"] == ["≠ marks another label than the query's."]
+    assert {example["label"] for example in examples} == {"bad", "good"}
+
+
+@pytest.mark.parametrize("side", ["train", "queries"])
+def test_one_side_may_have_texts(tmp_path, side):
+    case = texts()
+    parts = {
+        "train": Examples(case.train.all(), ids=case.train.ids),
+        "queries": Examples(case.queries.all(), ids=case.queries.ids),
+    } | {side: getattr(case, side)}
+    _, data = write(tmp_path / "report.html", ReportCase("one side", **parts, scores=case.scores))
+    examples, queries = data["cases"][0]["examples"], view(data, "queries")["queries"]
+    assert bool(passages_of(data, examples)) == (side == "train")
+    assert bool(passages_of(data, queries)) == (side == "queries")
+    assert not any("features" in one_side for query in queries for one_side in query["sides"])
+
+
+def test_pictures_keep_their_captions(tmp_path):
+    case = pictures()
+    captioned = Examples(case.train, texts=[f"caption {k}" for k in range(20)])
+    _, data = write(tmp_path / "report.html", ReportCase("captions", captioned, case.queries, case.scores))
+    examples = data["cases"][0]["examples"]
+    assert all({"picture", "passage"} <= set(example) for example in examples)
+    assert not any("passage" in query for query in view(data, "queries")["queries"])
+
+
+def test_a_text_that_several_examples_or_cases_show_is_there_once(tmp_path):
+    case = texts()
+    same = Examples(case.train, texts=["the same"] * 20)
+    alike = ReportCase("alike", same, case.queries, case.scores)
+    _, data = write(tmp_path / "report.html", [alike, alike])
+    assert sorted(data["passages"]) == sorted(["the same", *case.queries.texts])
+
+
+def test_an_empty_text_is_a_text(tmp_path):
+    case = texts()
+    _, data = write(
+        tmp_path / "report.html", ReportCase("empty", Examples(case.train, texts=[""] * 20), None, case.scores)
+    )
+    assert set(passages_of(data, data["cases"][0]["examples"]).values()) == {""}
+
+
+def album_of(written):
+    """An album that holds these texts."""
+    album, exhibits = Album(), Exhibits(Examples(torch.zeros(len(written), 1), texts=written), None, None)
+    for k in range(len(written)):
+        album.passage(exhibits, TRAIN, k)
+    return album
+
+
+@pytest.mark.parametrize("letter", ["a", "<", "é", "\U0001f600", "\x00"])
+def test_the_longest_texts_are_cut_to_the_budget_and_say_so(letter):
+    written = [letter * length for length in (10, 100, 20_000, 30_000)]
+    found = album_of(written).passages(9_000)
+    assert sum(len(embedded(text)) for text in found) <= 9_000
+    shown = letter.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    assert found[:2] == [shown * 10, shown * 100]
+    cut = [text.split("\N{HORIZONTAL ELLIPSIS}") for text in found[2:]]
+    kept = {len(text) for text, _ in cut}
+    assert len(kept) == 1  # all long ones alike
+    assert [says for _, says in cut] == [f" [cut: {len(cut[0][0]):,} of {n} characters]" for n in ("20,000", "30,000")]
+    per_letter = len(embedded(shown)) - 2
+    assert kept.pop() > 0.7 * (9_000 / per_letter - 110) / 2  # little of the budget is wasted
+
+
+def test_texts_within_the_budget_are_whole():
+    written = ["a" * 50_000, "b\r\nc\td", "\ud800"]
+    assert album_of(written).passages() == ["a" * 50_000, "b\nc\td", "\N{REPLACEMENT CHARACTER}"]
+    assert Album().passages() == []
+
+
+def test_where_the_budget_is_too_small_for_all_the_beginnings_stay():
+    found = album_of([f"{k:03d}" + "x" * 100 for k in range(50)]).passages(100)
+    assert [text.split("\N{HORIZONTAL ELLIPSIS}")[0] for text in found] == [f"{k:03d}" + "x" * 37 for k in range(50)]
+
+
+def test_a_page_of_very_long_texts_stays_below_ten_megabytes(tmp_path):
+    case = texts(n_query=40, n_train=400)
+    long = [f"{k} " + "word " * 4_000 for k in range(400)]
+    path = write_report(
+        tmp_path / "report.html", ReportCase("long", Examples(case.train, texts=long), case.queries, case.scores)
+    )
+    assert PASSAGE_BUDGET * 0.7 < path.stat().st_size < 10e6
+
+
+def test_hostile_passages_appear_only_escaped(tmp_path):
+    hostile = [HOSTILE, "\u202eabc\u2066", "\x00\x1b[31m\u2028", "<" * 100_000, "\ud800", "ש" * 50, "", "  \n "]
+    case = texts(n_query=8, n_train=8)
+    train, queries = (Examples(part, texts=hostile) for part in (case.train, case.queries))
+    html, data = write(tmp_path / "report.html", ReportCase("hostile", train, queries, case.scores))
+    page = Page(html)
+    assert html.count("<script") == html.count("</script") == 2
+    assert "<!--" not in html
+    assert not set(page.scripts[0]) & set("<>&\u2028\u2029\x00\x1b")
+    assert page.scripts[0].isascii()
+    found = passages_of(data, view(data, "queries")["queries"])
+    assert found["q-0"] == HOSTILE
+    assert found["q-2"] == "\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}[31m\u2028"
+    assert found["q-3"] == "<" * 100_000
+    assert found["q-4"] == "\N{REPLACEMENT CHARACTER}"
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -5,12 +5,15 @@ import math
 
 import pytest
 
-from whence.report import wording
+from whence.report import album, wording
 from whence.report.wording import MINUS
 
 
-def test_examples_in_the_docstrings():
-    assert doctest.testmod(wording).failed == 0
+@pytest.mark.parametrize("module", [album, wording])
+def test_examples_in_the_docstrings(module):
+    failed, attempted = doctest.testmod(module)
+    assert attempted > 0
+    assert failed == 0
 
 
 @pytest.mark.parametrize(

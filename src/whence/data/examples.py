@@ -43,15 +43,17 @@ class Examples:
             a batch: a tensor, or a tuple, dict or dataclass of tensors with the examples as first dimension;
             a map-style data set (`__len__`, `__getitem__`) or a **list** of items (a list is never a batch);
             a `DataLoader` that walks its data set in order (its `collate_fn` is used);
-            another `Examples` (its tensors, ids and names are taken over where none are given).
+            another `Examples` (its tensors, ids, names and texts are taken over where none are given).
         ids: One str or int for each example, all of one type; positions where it is None. Never derived from the
             content, since real data has duplicate rows.
         collate: Turns the list of items into a batch; `default_collate` where it is None.
         name: What the data set is called in reports.
         feature_names: Names of the input columns, for showing.
         class_names: Names of the classes, for showing.
+        texts: One str for each example, for showing: what its tensors are the tokens of, or a caption. Any length.
     Raises:
-        DataError: Empty, not repeatable, a shuffling loader, duplicate or missing ids, or a leaf that is no tensor.
+        DataError: Empty, not repeatable, a shuffling loader, duplicate or missing ids, texts that are not one str for
+            each example, or a leaf that is no tensor.
         NonFiniteError: NaN or infinity; the ids of the rows are named.
         ShapeError: The tensors disagree on the number of examples, or `collate` changed it.
     Cost:
@@ -62,6 +64,7 @@ class Examples:
     name: str | None
     feature_names: tuple[str, ...] | None
     class_names: tuple[str, ...] | None
+    texts: tuple[str, ...] | None
 
     def __init__(
         self,
@@ -72,12 +75,14 @@ class Examples:
         name: str | None = None,
         feature_names: Sequence[str] | None = None,
         class_names: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
     ) -> None:
         if isinstance(dataset, Examples):
             ids = dataset.ids if ids is None else ids
             name = dataset.name if name is None else name
             feature_names = dataset.feature_names if feature_names is None else feature_names
             class_names = dataset.class_names if class_names is None else class_names
+            texts = dataset.texts if texts is None else texts
         if isinstance(dataset, Examples) or _is_batch(dataset):
             batch = dataset.all() if isinstance(dataset, Examples) else dataset
             if collate is not None:
@@ -85,13 +90,14 @@ class Examples:
                     "`collate` turns items into a batch, and a batch of tensors was passed. "
                     "Drop `collate`, or pass a list of items."
                 )
-            self._set(batch, _read_ids(ids, batches.batch_size(batch)), name, feature_names, class_names)
+            size = batches.batch_size(batch)
+            self._set(batch, _read_ids(ids, size), name, feature_names, class_names, _read_texts(texts, size))
             return
         items, collate = _items(dataset, collate)
-        checked_ids = _read_ids(ids, _length(items))
+        checked_ids, checked_texts = _read_ids(ids, _length(items)), _read_texts(texts, _length(items))
         first = _read(items)
         batch = _collate(collate, first)
-        self._set(batch, checked_ids, name, feature_names, class_names)
+        self._set(batch, checked_ids, name, feature_names, class_names, checked_texts)
         _require_repeatable(collate, first, _read(items), batch, checked_ids)
 
     def _set(
@@ -101,6 +107,7 @@ class Examples:
         name: str | None,
         feature_names: Sequence[str] | None,
         class_names: Sequence[str] | None,
+        texts: tuple[str, ...] | None,
     ) -> None:
         """Fill in a checked batch; the one place where attributes are set."""
         size = batches.batch_size(batch)
@@ -117,10 +124,11 @@ class Examples:
         self.name = name
         self.feature_names = None if feature_names is None else tuple(feature_names)
         self.class_names = None if class_names is None else tuple(class_names)
+        self.texts = texts
 
-    def _with(self, batch: Batch, ids: tuple[Id, ...]) -> Examples:
+    def _with(self, batch: Batch, ids: tuple[Id, ...], texts: tuple[str, ...] | None) -> Examples:
         new = object.__new__(Examples)
-        new._set(batch, ids, self.name, self.feature_names, self.class_names)
+        new._set(batch, ids, self.name, self.feature_names, self.class_names, texts)
         return new
 
     def __len__(self) -> int:
@@ -141,7 +149,7 @@ class Examples:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of places, dtypes, shapes, bytes and ids: the same on every device and in every process."""
+        """SHA-256 of places, dtypes, shapes, bytes and ids, not of what is for showing: the same on every device."""
         if self._fingerprint is None:
             self._fingerprint = _fingerprint(self._batch, self.ids)
         return self._fingerprint
@@ -178,7 +186,7 @@ class Examples:
             yield torch.arange(start, stop), _rows(self._batch, start, stop)
 
     def subset(self, indices: Indices) -> Examples:
-        """The examples at positions `indices`, in that order, with their ids.
+        """The examples at positions `indices`, in that order, with their ids and texts.
 
         Raises:
             DataError: `indices` is empty, or takes an example twice.
@@ -188,11 +196,12 @@ class Examples:
             raise ShapeError(f"`indices` of a subset must be (k,); got {tuple(rows.shape)}.")
         ids = tuple(self.ids[k] for k in rows.tolist())
         _require_distinct(ids)
-        return self._with(batches.take(self._batch, rows), ids)
+        texts = None if self.texts is None else tuple(self.texts[k] for k in rows.tolist())
+        return self._with(batches.take(self._batch, rows), ids, texts)
 
     def replace(self, batch: Batch) -> Examples:
-        """The same ids and names with other tensors, such as other labels."""
-        return self._with(batch, self.ids)
+        """The same ids, names and texts with other tensors, such as other labels."""
+        return self._with(batch, self.ids, self.texts)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Examples:
         """The same examples on `device`; floating-point tensors become `dtype` (which changes `fingerprint`)."""
@@ -200,7 +209,7 @@ class Examples:
         def move(x: Tensor) -> Tensor:
             return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
 
-        moved = self._with(batches.map_tensors(move, self._batch), self.ids)
+        moved = self._with(batches.map_tensors(move, self._batch), self.ids, self.texts)
         if dtype is None:
             moved._fingerprint = self._fingerprint
         return moved
@@ -355,6 +364,23 @@ def _read_id(id: Any) -> Id:
     if isinstance(id, bool) or not hasattr(id, "__index__"):
         raise DataError(f"An id must be a str or an int; got {id!r} ({type(id).__name__}).")
     return operator.index(id)
+
+
+def _read_texts(texts: Sequence[str] | None, n: int) -> tuple[str, ...] | None:
+    if texts is None:
+        return None
+    if isinstance(texts, str):
+        raise DataError("`texts` must hold one str for each example; got a single str. Put it in a list.")
+    listed = tuple(texts)
+    wrong = next((k for k, text in enumerate(listed) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise DataError(
+            f"`texts` must hold one str for each example; text {wrong} is {type(listed[wrong]).__name__}. Decode "
+            "tokens, and pass an empty str where an example has no text."
+        )
+    if len(listed) != n:
+        raise DataError(f"`texts` must hold one str for each of the {n} examples, in order; got {len(listed)}.")
+    return listed
 
 
 def _require_distinct(ids: tuple[Id, ...]) -> None:

@@ -79,8 +79,8 @@ def load_sst2(
 ) -> Split:
     """6,920 train sentences (or 67,349 phrases) and the 872 sentences of the dev part, positive or negative.
 
-    Batches are dicts of int64 tensors: "input_ids" and "attention_mask" (n, length), "labels" (n,). `sst2_vocabulary`
-    with the same options gives the words back.
+    Batches are dicts of int64 tensors: "input_ids" and "attention_mask" (n, length), "labels" (n,); with the
+    texts, for showing. `sst2_vocabulary` with the same options gives the words of token ids back.
 
     Args:
         n_train, n_test: The first rows of a part; all where None.
@@ -98,7 +98,7 @@ def load_sst2(
     def part(which: str, read: Texts) -> Examples:
         ids, mask = words.encode(read.texts, length)
         batch = {"input_ids": ids, "attention_mask": mask, "labels": read.labels}
-        return Examples(batch, name=f"sst2 {which}", class_names=CLASSES)
+        return Examples(batch, name=f"sst2 {which}", class_names=CLASSES, texts=read.texts)
 
     cut = sum(len(text.split()) > length for text in train.texts)
     notes = (

@@ -1,4 +1,4 @@
-"""What an example looks like on the page: a picture, or a row of features; and its label."""
+"""What an example looks like on the page: a text, a picture, or a row of features; and its label."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Exhibits:
     """How train examples and queries are shown, side by side and alike.
 
     The input is the first floating-point tensor of a batch (else the first tensor), the target the last other one with
-    at most four numbers per example. A side that is None has neither label nor picture nor features.
+    at most four numbers per example. A side that is None has neither label nor picture nor features. Where a side has
+    texts nothing is compared by features: they would be numbers of tokens.
     """
 
     train: Examples | None
@@ -84,6 +85,21 @@ class Exhibits:
     def shows_picture(self, side: int) -> bool:
         """Whether the examples of a side are pictures."""
         return self.are_pictures and self._inputs[side] is not None
+
+    @property
+    def are_texts(self) -> bool:
+        """Whether a side has texts."""
+        return any(examples is not None and examples.texts is not None for examples in (self.train, self.queries))
+
+    def passage(self, side: int, index: int) -> str | None:
+        """The text of an example, where its side has texts."""
+        examples = self.queries if side == QUERY else self.train
+        return None if examples is None or examples.texts is None else examples.texts[index]
+
+    @property
+    def have_features(self) -> bool:
+        """Whether examples are compared feature by feature: where they are neither pictures nor texts."""
+        return not self.are_pictures and not self.are_texts
 
     @cached_property
     def has_classes(self) -> bool:
@@ -142,7 +158,7 @@ class Exhibits:
 
     def shown_features(self, query: int, neighbors: Sequence[int]) -> tuple[int, ...]:
         """Features worth a line: all where they are few, else those in which the neighbors differ most; in order."""
-        if self.are_pictures or self.train is None or self.queries is None:
+        if not self.have_features or self.train is None or self.queries is None:
             return ()
         n = self.n_features
         if n <= _FEATURES_SHOWN or not neighbors:
@@ -171,7 +187,7 @@ class Exhibits:
 
     def key_features(self, indices: Sequence[int]) -> list[str]:
         """The three features in which each of these train examples lies furthest from the mean, in words."""
-        if self.are_pictures or self.train is None:
+        if not self.have_features or self.train is None:
             return [""] * len(indices)
         values = self._features(TRAIN)[list(indices)].double()
         away = (values - self._center) / self._scale

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -20,6 +21,7 @@ from whence.report.views import VIEWS, make_section
 from whence.report.wording import plain
 from whence.storage import write_atomic
 
+_SCRIPTS: Final = ("base", "parts", "queries", "tables", "blocks", "labels", "export", "page")  # in this order
 _TITLE = "Which training examples made the model do that?"
 
 
@@ -43,8 +45,9 @@ def write_report(
         StoreError: `path` exists and `overwrite` is False.
         StoreWriteError: The disk is full, read-only or missing; what was there before is still there.
     Cost:
-        About a second for the first chart. The pictures of a page share 5 MB: many photographs become small ones. 200
-        queries with 2,000 train examples are a file below 10 MB that opens within three seconds.
+        About a second for the first chart. The pictures of a page share 5 MB: many photographs become small ones. Its
+        texts share 3 MB: where they need more, the longest are cut, and say so. 200 queries with 2,000 train examples
+        are a file below 10 MB that opens within three seconds.
     """
     path = Path(path)
     sections = [cases] if isinstance(cases, ReportCase) else list(cases)
@@ -64,7 +67,7 @@ def _render(cases: Sequence[ReportCase], title: str) -> str:
         for case in cases:
             sections.append(make_section(case, album))
             cases_done.advance()
-    script = _template("page.js")
+    script = "\n".join(_template(f"script/{name}.js") for name in _SCRIPTS)
     # Everything is escaped but what is marked here: our own style and script, the charts, whose texts Vega has
     # escaped, and the data, in which no character can end a script element.
     environment = Environment(
@@ -81,7 +84,7 @@ def _render(cases: Sequence[ReportCase], title: str) -> str:
         script=Markup(script),
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         charts=[Markup(svg) for svg in album.charts],
-        data=Markup(embedded({"cases": sections, "pictures": album.pictures()})),
+        data=Markup(embedded({"cases": sections, "pictures": album.pictures(), "passages": album.passages()})),
         version=metadata.version("whence"),
     )
 

@@ -83,6 +83,18 @@ def short(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 40]}\N{HORIZONTAL ELLIPSIS}{text[-39:]}"
 
 
+def whole(text: str, longest: int) -> str:
+    """A text of any length as `plain`, with its line breaks; cut to `longest` characters where that makes it shorter.
+
+    >>> whole("a\\r\\nb", 4), whole("a" * 99, 3)
+    ('a\\nb', 'aaa… [cut: 3 of 99 characters]')
+    """
+    end = f"\N{HORIZONTAL ELLIPSIS} [cut: {longest:,} of {len(text):,} characters]"
+    is_cut = len(text) > longest + len(end)
+    shown = text[:longest] if is_cut else text
+    return plain(shown.replace("\r\n", "\n").replace("\r", "\n")) + (end if is_cut else "")
+
+
 def isolated(value: Any) -> str:
     """`short` between invisible isolates: data inside a sentence, whose direction must not turn the rest around."""
     return f"\u2068{short(value).translate(_NO_ISOLATES)}\u2069"

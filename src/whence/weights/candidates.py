@@ -123,24 +123,42 @@ class Candidates:
         return rows.gather(1, top[:, :, None].expand(-1, -1, rows.shape[2])).double().mean(1)
 
     def limits(self, weights: Tensor, k: int) -> Tensor:
-        """(r, n_query): the k-th largest score of each query among the candidates, for weights (r, n_groups)."""
-        each = [self._scores(one, self.rows, self.examples).topk(k, dim=1).values[:, -1] for one in weights]
-        return torch.stack(each)
+        """(r, n_query): the k-th largest score of each query among the candidates, for weights (r, n_groups).
 
-    def stronger(self, first: int, block: Tensor, weights: Tensor, limits: Tensor, k: int) -> Found:
-        """Train examples of a block, no candidates yet, whose score is above the limit (r, n_query) of a weighting.
+        Where there are fewer candidates it is the last of them.
+        """
+        found = []
+        for one in weights:
+            scores = self._scores(one, self.rows, self.examples).sort(dim=1, descending=True).values
+            last = (self.examples < self.n_train).sum(1).clamp(max=k) - 1
+            found.append(scores.gather(1, last[:, None])[:, 0])
+        return torch.stack(found)
 
-        No more than k of them for each query and weighting: there are no more among the k strongest of all.
+    def stronger(
+        self, first: int, block: Tensor, weights: Tensor, limits: Tensor, wider: Tensor, count: int
+    ) -> tuple[Found, bool]:
+        """Train examples of a block, no candidates yet, whose score under a weighting is above a limit (r, n_query).
+
+        Args:
+            first: Position of the block's first train example.
+            block: Contributions (n_groups, n_query, b).
+            weights: (r, n_groups), raw.
+            limits: That no example may exceed.
+            wider: Not above `limits`: what exceeds these is returned.
+            count: At most so many for each query and weighting.
+        Returns:
+            The examples, and whether one exceeds `limits`.
         """
         scores = scores_of(block, weights)
         inside = (self.examples >= first) & (self.examples < first + block.shape[2])
         queries, places = inside.nonzero(as_tuple=True)
         scores[:, queries, self.examples[queries, places] - first] = -torch.inf
-        r, q = (scores.amax(2) > limits).nonzero(as_tuple=True)
-        values, at = scores[r, q].topk(min(k, scores.shape[2]), dim=1)
-        above = values > limits[r, q][:, None]
+        best = scores.amax(2)
+        r, q = (best > wider).nonzero(as_tuple=True)
+        values, at = scores[r, q].topk(min(count, scores.shape[2]), dim=1)
+        above = values > wider[r, q][:, None]
         queries, at = q[:, None].expand_as(at)[above], at[above]
-        return Found(queries, at + first, block[:, queries, at].T)
+        return Found(queries, at + first, block[:, queries, at].T), bool((best > limits).any())
 
     def _scores(self, weights: Tensor, rows: Tensor, examples: Tensor) -> Tensor:
         """(n, p), minus infinity where there is no candidate."""

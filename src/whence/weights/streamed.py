@@ -1,9 +1,9 @@
 """The self-supervised objective on a stream: exact, with the strongest train examples of each query in memory only.
 
-One pass sums the matrices B_q and collects the strongest train examples of two weightings. Solvers then run on these
-*candidates* as if there were no others, and a second pass looks at every weighting that they tried: a train example
-that one of them ranks among the k strongest of a query, and that is no candidate, becomes one, and the solver runs
-again. When none is found, every number that the solver saw was that of the whole train set.
+One pass sums the matrices B_q and collects the strongest train examples of a few likely weightings. Solvers then run
+on these *candidates* as if there were no others, and a second pass looks at every weighting that they tried: a train
+example that one of them ranks among the k strongest of a query, and that is no candidate, becomes one, and the solver
+runs again. When none is found, every number that the solver saw was that of the whole train set.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 from whence.errors import InputError, NumericalError
 from whence.progress import stage
 from whence.weights.candidates import Candidates, Found, Strongest
-from whence.weights.objective import Normalise, Objective, check_settings, norms
+from whence.weights.objective import Normalise, Objective, WeightProblem, check_settings, norms
+from whence.weights.solvers.nnls import solve_nnls
 from whence.weights.stream import ContributionStream
 
 KEPT = 4  # times k: candidates of a query and weighting after the first pass
@@ -38,7 +39,7 @@ class StreamedContributions:
     Cost:
         A first pass of n_query n_train n_groups^2 multiplications, five eighths of it for many groups, in the precision
         of the blocks and added up in float64; each further one n_query n_train n_groups for each weighting tried.
-        Memory n_query n_groups^2 float64, 8 k n_query n_groups, and two blocks.
+        Memory n_query n_groups^2 float64, 16 k n_query n_groups, and two blocks.
     """
 
     def __init__(self, stream: ContributionStream, *, k: int, center: bool, normalise: Normalise) -> None:
@@ -79,24 +80,37 @@ class StreamedContributions:
         for row, (_, queries) in zip(asked, self._tried.values(), strict=True):
             row[sorted(queries)] = True
         self._tried = {}
-        limits = torch.where(asked, self.candidates.limits(weights, self.k), torch.inf)
+        # Weightings to come are near these: what they may rank among the k strongest is among the 2 k strongest here.
+        limits, wider = (
+            torch.where(asked, self.candidates.limits(weights, count), torch.inf) for count in (self.k, 2 * self.k)
+        )
         found = [
-            self.candidates.stronger(part.start, block, weights, limits, self.k)
+            self.candidates.stronger(part.start, block, weights, limits, wider, 2 * self.k)
             for part, block in self._pass("strongest train examples")
         ]
-        new = Found.joined(found)
-        self.candidates = self.candidates.with_more(new)
-        return len(new) == 0
+        self.candidates = self.candidates.with_more(Found.joined([new for new, _ in found]))
+        return not any(missed for _, missed in found)
 
     def _first_pass(self) -> tuple[Sums, Candidates]:
         made: tuple[Sums, Strongest] | None = None
         for part, block in self._pass("contributions"):
             if made is None:
-                made = Sums(block), Strongest(_first_weights(block, self.normalise), KEPT * self.k)
+                made = Sums(block), Strongest(self._likely_weights(block), KEPT * self.k)
             made[0].add(block)
             made[1].add(part.start, block)
         assert made is not None  # a train set has examples
         return made[0], Candidates.of(made[1].found(), self.stream.shape[0], self.stream.shape[1])
+
+    def _likely_weights(self, block: Tensor) -> Tensor:
+        """Weights (r, n_groups) near which a solver will look: those of the first train examples alone."""
+        uniform = torch.ones(len(block), dtype=torch.float64)
+        try:
+            problem = WeightProblem(block.permute(1, 2, 0), min(self.k, block.shape[2]), self.center, self.normalise)
+        except InputError:  # nothing contributes to these few
+            return uniform[None]
+        start = problem.weights(problem.start())
+        best = solve_nnls(problem).weights
+        return torch.stack([uniform, start, best, start / start.sum() + best / best.sum()])
 
     def _pass(self, what: str) -> Iterator[tuple[slice, Tensor]]:
         self.n_passes += 1
@@ -142,15 +156,6 @@ class Sums:
 def outer(a: Tensor, b: Tensor) -> Tensor:
     """(n, g) and (n, g) to (n, g, g)."""
     return a[:, :, None] * b[:, None, :]
-
-
-def _first_weights(block: Tensor, normalise: Normalise) -> Tensor:
-    """Uniform weights, and those of equal root mean square in this block, (2 or 1, n_groups)."""
-    uniform = torch.ones(len(block), dtype=torch.float64)
-    if normalise == "none":
-        return uniform[None]
-    sizes = (block - block.mean(2, keepdim=True)).flatten(1).double().square().mean(1).sqrt()
-    return torch.stack([uniform, torch.where(sizes > 0, 1 / sizes, 0.0)])
 
 
 @final

@@ -82,7 +82,7 @@ def _table(
 
 def _key_features(shown: Shown, ids: list[int | str]) -> list[str]:
     train = shown.case.train
-    if train is None or shown.exhibits.are_pictures:
+    if train is None or not shown.exhibits.have_features:
         return []
     return shown.exhibits.key_features([train.index_of(id) for id in ids])
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from whence.report.album import NO_PICTURE
+from whence.report.album import NO_PASSAGE, NO_PICTURE
 from whence.report.exhibits import FeatureRow
 from whence.report.views.shown import Shown
 from whence.report.wording import isolated, number, percent, plural, signed
@@ -57,6 +57,7 @@ class Query:
     whole: Id | None = None
     label: str = ""
     picture: int = NO_PICTURE
+    passage: int = NO_PASSAGE
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def _query(id: Id, measure: str, tables: Mapping[Sign, pd.DataFrame], shown: Sho
         whole=query.whole,
         label=query.label,
         picture=query.picture,
+        passage=query.passage,
         measure=measure,
         strongest=strongest,
         strongest_text=number(strongest),

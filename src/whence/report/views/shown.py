@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from whence.report.album import NO_PICTURE, Album
+from whence.report.album import NO_PASSAGE, NO_PICTURE, Album
 from whence.report.blocks import Block
 from whence.report.case import ReportCase
 from whence.report.exhibits import QUERY, TRAIN, Exhibits
@@ -18,12 +18,17 @@ _SAID = ("scores", "agreement", "lds", "weights", "suspects", "resources")  # pa
 
 @dataclass(frozen=True)
 class Example:
-    """A train example as all views show it. `whole` is its id where `text` is cut or where it is a number."""
+    """A train example as all views show it.
+
+    `text` names it; `whole` is its id where `text` is cut or where it is a number. `picture` and `passage` (its own
+    text) are numbers of the album.
+    """
 
     text: str
     whole: Id | None = None
     label: str = ""
     picture: int = NO_PICTURE
+    passage: int = NO_PASSAGE
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,9 @@ class Shown:
         if examples is None:
             return Example(text, whole)
         index = examples.index_of(id)
-        return Example(text, whole, self.exhibits.label(side, index), self.album.picture(self.exhibits, side, index))
+        exhibits, album = self.exhibits, self.album
+        picture, passage = album.picture(exhibits, side, index), album.passage(exhibits, side, index)
+        return Example(text, whole, exhibits.label(side, index), picture, passage)
 
     def missing(self, parts: Sequence[str]) -> tuple[str, ...]:
         """What the case says about these parts, but for those that are not there at all: `needs` says it of them."""
