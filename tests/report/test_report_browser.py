@@ -402,3 +402,20 @@ def test_ids_alone_are_shown_where_examples_are_gone(tmp_path, visit):
     assert page.query() == "Query q-0"
     assert "t-" in page.text(".detail")
     assert page.page.locator("img").count() == 0
+
+
+def test_exports_are_no_formulas_to_a_spreadsheet(tmp_path, visit):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 3, generator=generator)
+    train = Examples((x, x[:, :1]), ids=["=1+1", "+2", "@x", "-3", "'=kept", "plain"])
+    queries = Examples((x[:1], x[:1, :1]), ids=["=query"])
+    values = torch.tensor([[0.5, 0.4, -0.3, 0.2, 0.1, -0.6]])
+    case = ReportCase("formulas", train, queries, ScoreMatrix(values, queries.ids, train.ids))
+    page = visit(write_report(tmp_path / "report.html", case))
+    rows = rows_of(page, lambda: page.page.keyboard.press("e"))
+    cells = [cell for row in rows for cell in row.values()]
+    assert {"'=1+1", "'+2", "'@x", "'-3", "''=kept", "plain"} <= set(cells)
+    for cell in cells:
+        assert cell[:1] not in ("=", "+", "@")
+    # Numbers stay numbers, negative ones too.
+    assert "-0.3" in " ".join(cells)
