@@ -136,7 +136,7 @@ class WeighConfig:
     Args:
         methods: Whose; none means the first method of [score] that is linear in the weights.
         groups: How parameters are grouped; "head" reads the number of attention heads from the model.
-        solver: "nnls" (closed form) or "adamw" (as published).
+        solver: "nnls" (closed form), "adamw" (as published), "cross_fitted" or "one_factor".
         k: Train examples per query that count as signal.
         center: Measure the scores of each learning query from their mean.
         normalise: What is learned on: groups of equal root mean square, or the raw contributions.
@@ -145,7 +145,7 @@ class WeighConfig:
 
     methods: tuple[str, ...] = ()
     groups: Literal["tensor", "module", "block", "depth_and_function", "head"] = "tensor"
-    solver: Literal["nnls", "adamw"] = "nnls"
+    solver: Literal["nnls", "adamw", "cross_fitted", "one_factor"] = "nnls"
     k: int = 10
     center: bool = True
     normalise: Literal["rms", "none"] = "rms"

@@ -3,19 +3,30 @@
 from whence.weights.by_group import Contributions, contributions, contributions_with
 from whence.weights.learning import learn_weights
 from whence.weights.objective import self_supervised_loss
+from whence.weights.robust import guarded, with_entropy_floor, without_hubs
 from whence.weights.shards import GradientShards, gradient_shards
 from whence.weights.solvers import SOLVERS
+from whence.weights.stability import Likeness, Stability, likeness, stability
 from whence.weights.stream import ContributionStream, stream_contributions
+from whence.weights.supervised import fit_weights
 
 __all__ = [
     "SOLVERS",
     "ContributionStream",
     "Contributions",
     "GradientShards",
+    "Likeness",
+    "Stability",
     "contributions",
     "contributions_with",
+    "fit_weights",
     "gradient_shards",
+    "guarded",
     "learn_weights",
+    "likeness",
     "self_supervised_loss",
+    "stability",
     "stream_contributions",
+    "with_entropy_floor",
+    "without_hubs",
 ]

@@ -73,6 +73,10 @@ class Objective(ABC):
         """(n_query, n_groups) a_q: mean scaled contribution of the k examples that scaled weights x rank first."""
 
     @abstractmethod
+    def cross_means(self, x: Tensor) -> Tensor:
+        """(n_query, n_groups): as `top_means`, with entry j over the k examples first by the scores without group j."""
+
+    @abstractmethod
     def loss(self, weights: Tensor) -> float:
         """`self_supervised_loss` of raw weights, mean over queries."""
 
@@ -160,6 +164,17 @@ class WeightProblem(Objective):
         top = _scores(values, means, self.weights(x.detach())).topk(self.k, dim=1).indices
         rows = values.gather(1, top[:, :, None].expand(-1, -1, values.shape[2]))
         return (rows.double().mean(1) - means) * self.scale
+
+    def cross_means(self, x: Tensor) -> Tensor:
+        """As in `Objective`."""
+        weights = self.weights(x)
+        scores = _scores(self.values, self._means, weights)
+        means = []
+        for j, weight in enumerate(weights.tolist()):
+            own = self.values[:, :, j].double() - self._means[:, j, None]
+            top = (scores - weight * own).topk(self.k, dim=1).indices
+            means.append(own.gather(1, top).mean(1))
+        return torch.stack(means, 1) * self.scale
 
     def loss(self, weights: Tensor) -> float:
         """As in `Objective`."""

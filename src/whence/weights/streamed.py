@@ -179,6 +179,17 @@ class StreamedProblem(Objective):
         chosen = slice(None) if queries is None else queries
         return (self._top(self.weights(x.detach()), queries) - self._means[chosen]) * self.scale
 
+    def cross_means(self, x: Tensor) -> Tensor:
+        """Not to be had.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            'solver="cross_fitted" ranks all train examples anew for each group, and needs contributions in memory; '
+            'these are streamed. Use solver="nnls" or "one_factor", or `stream.collect()`.'
+        )
+
     def loss(self, weights: Tensor) -> float:
         """As in `Objective`."""
         top = (self._top(weights, None) - self._means) @ weights

@@ -71,12 +71,12 @@ def _best_for_sets(problem: Objective, x: Tensor) -> Tensor | None:
     b = torch.einsum("q,qjk->jk", rho / rho.mean() / size.square(), gram) / len(gram)
     if bool((a <= 0).all()):
         return None
-    found = _non_negative_least_squares(b, a)
+    found = non_negative_least_squares(b, a)
     total = float(found.sum())
     return found / total if total > 0 else None
 
 
-def _non_negative_least_squares(b: Tensor, a: Tensor) -> Tensor:
+def non_negative_least_squares(b: Tensor, a: Tensor) -> Tensor:
     """argmin over x >= 0 of x^T B x / 2 - a . x, for a positive semi-definite B (m, m)."""
     # In units of the root of the diagonal, or groups of small scale would be lost in the ridge.
     unit = b.diagonal().clamp_min(0).sqrt()
