@@ -292,6 +292,7 @@ def test_table_and_descriptions():
         "damped_inverse": damped_inverse(Damping.relative(0.1)),
         "horizon": horizon(Steps.of(0.1, 3)),
         "flow": flow(2, 0.1),
+        "banded": FILTERS["banded"]([0.5], [1.0, 2.0], flow(2, 0.1)),
     }
     assert set(FILTERS) == set(made)
     for name, filter in made.items():

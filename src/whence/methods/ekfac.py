@@ -6,13 +6,21 @@ from collections.abc import Iterator
 
 from whence.algebra import Damping
 from whence.algebra.filters import ResolvableFilter
-from whence.curvature import fit_kronecker
+from whence.curvature import KroneckerSpectrum, fit_kronecker
 from whence.gradients import loss_products
 from whence.methods.filters import chosen_filter
 from whence.methods.horizon import RecipeFilter
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.scores import ScoreBlock
+
+
+def kronecker_spectrum(inputs: Inputs, *, fisher: str, seed: int, corrected: bool) -> KroneckerSpectrum:
+    """The fitted curvature, kept for other calls with the same inputs; see `fit_kronecker`."""
+    return inputs.once(
+        ("kronecker", fisher, seed, corrected),
+        lambda: fit_kronecker(inputs.task, inputs.train, fisher=fisher, seed=seed, corrected=corrected),
+    )
 
 
 def _kronecker(
@@ -25,10 +33,7 @@ def _kronecker(
     corrected: bool,
 ) -> Result:
     chosen = chosen_filter(damping, filter, inputs.n_train)
-    spectrum = inputs.once(
-        ("kronecker", fisher, seed, corrected),
-        lambda: fit_kronecker(inputs.task, inputs.train, fisher=fisher, seed=seed, corrected=corrected),
-    )
+    spectrum = kronecker_spectrum(inputs, fisher=fisher, seed=seed, corrected=corrected)
     used = spectrum.resolve(chosen)
     directions = inputs.orientation / inputs.n_train * spectrum.apply(used, inputs.query_gradients)
 

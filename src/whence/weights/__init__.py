@@ -1,5 +1,6 @@
 """Learned weights of parameter groups: which parts of a model to believe, without labels."""
 
+from whence.weights.bands import band_contributions, banded_filter
 from whence.weights.by_group import Contributions, contributions, contributions_with
 from whence.weights.learning import learn_weights
 from whence.weights.objective import self_supervised_loss
@@ -17,6 +18,8 @@ __all__ = [
     "GradientShards",
     "Likeness",
     "Stability",
+    "band_contributions",
+    "banded_filter",
     "contributions",
     "contributions_with",
     "fit_weights",

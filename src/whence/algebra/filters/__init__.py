@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from whence.algebra.filters.banded import Banded, banded
 from whence.algebra.filters.base import ResolvableFilter, SpectralFilter
 from whence.algebra.filters.damped_inverse import DampedInverse, UnresolvedDampedInverse, damped_inverse
 from whence.algebra.filters.first_order import FirstOrder, first_order
@@ -15,10 +16,12 @@ FILTERS: dict[str, Callable[..., ResolvableFilter]] = {
     "damped_inverse": damped_inverse,
     "horizon": horizon,
     "flow": flow,
+    "banded": banded,
 }
 
 __all__ = [
     "FILTERS",
+    "Banded",
     "DampedInverse",
     "FirstOrder",
     "Flow",
@@ -26,6 +29,7 @@ __all__ = [
     "ResolvableFilter",
     "SpectralFilter",
     "UnresolvedDampedInverse",
+    "banded",
     "damped_inverse",
     "first_order",
     "flow",
