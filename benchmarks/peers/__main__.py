@@ -29,7 +29,6 @@ PEERS = ("kronfluence", "dattri", "traker", "captum", "pydvl", "sequential_cg", 
 LIBRARIES = ("torch", "numpy", "scipy", "transformers", "kronfluence", "dattri", "traker", "captum", "pydvl")
 # Slow with many queries: run on the first ones only, and scaled in the ratios.
 FEWER_QUERIES: dict[tuple[str, str], int] = {
-    ("ours", "influence_cg"): 20,
     ("ours", "lissa"): 20,
     ("dattri", "datainf"): 5,
     ("sequential_cg", "influence_cg"): 3,
