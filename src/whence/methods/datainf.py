@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,20 +105,30 @@ class _Tensors:
     def solve(self, queries: Tensor, gradients: Iterable[tuple[slice, Tensor]]) -> Tensor:
         """h for each query (m, n_params), float64, in one pass over the train gradients."""
         total = torch.zeros(queries.shape, dtype=torch.float64, device=queries.device)
-        own, sums = torch.split(queries.double(), self.sizes, 1), torch.split(total, self.sizes, 1)  # views
+        of_queries = _power_of_two(_norms(queries, self.sizes).square().mean(0).sqrt())
+        own = [piece * unit for piece, unit in zip(torch.split(queries, self.sizes, 1), of_queries, strict=True)]
+        sums = torch.split(total, self.sizes, 1)  # views
         for part, rows in gradients:
             pieces = torch.split(rows, self.sizes, 1)
-            for v, b, scale, sum_l in zip(own, pieces, self._scales[part].T, sums, strict=True):
-                b = b.double()  # or small gradients in float32 have products of 0 and scales of infinity
-                sum_l += ((v @ b.T) * scale) @ b
+            for v, b, unit, scale, sum_l in zip(own, pieces, self._units, self._scales[part].T, sums, strict=True):
+                b = b * unit
+                sum_l += ((v @ b.T) * scale.to(b.dtype)) @ b
+        for unit, sum_l in zip(of_queries, sums, strict=True):
+            sum_l /= unit
         return (queries - total / len(self.square_norms)) * self._inverse_dampings
 
     @cached_property
+    def _units(self) -> list[float]:
+        """What each tensor's gradients are multiplied with: of size 1 their products stay far from float32's limits."""
+        return _power_of_two(self.square_norms.mean(0).sqrt())
+
+    @cached_property
     def _scales(self) -> Tensor:
-        """1 / (lam_l + |b_il|^2), (n, n_tensors); 0 for a tensor that takes no part."""
+        """1 / (lam_l + |b_il|^2) for gradients in these units, (n, n_tensors); 0 for a tensor that takes no part."""
         alive = torch.tensor([lam is not None for lam in self.dampings], device=self.square_norms.device)
         shifts = self.square_norms.new_tensor([0.0 if lam is None else lam for lam in self.dampings])
-        return torch.where(alive, 1 / (self.square_norms + shifts), 0.0)
+        units = self.square_norms.new_tensor(self._units)
+        return torch.where(alive, 1 / (self.square_norms + shifts) / units.square(), 0.0)
 
     @cached_property
     def _inverse_dampings(self) -> Tensor:
@@ -130,6 +141,11 @@ def _norms(rows: Tensor, sizes: list[int]) -> Tensor:
     """Norm of each tensor's piece of each row (b, n_params): (b, n_tensors), float64."""
     pieces = torch.split(rows, sizes, 1)
     return torch.stack([torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64) for piece in pieces], 1)
+
+
+def _power_of_two(sizes: Tensor) -> list[float]:
+    """The power of two that brings each size near 1, so that multiplying is exact; 1 for a size of 0."""
+    return [2.0 ** -min(max(round(math.log2(size)), -100), 100) if size > 0 else 1.0 for size in sizes.tolist()]
 
 
 def _damping_of(damping: Damping, mean_square: float) -> float | None:
