@@ -219,7 +219,8 @@ def test_small_train_sets_need_no_forecast(problem):
 
 
 def test_dense_algebra_is_counted(monkeypatch):
-    monkeypatch.setattr(forecast, "slowest_of", lambda work: 2.0 if work is torch.linalg.eigh else 2 * forecast.DENSE**3)
+    product = 2 * forecast.DENSE**3
+    monkeypatch.setattr(forecast, "slowest_of", lambda work: 2.0 if work is torch.linalg.eigh else product)
     # One multiplication or addition a second. Dual and primal form: Gram matrix, and a decomposition of its size cubed.
     for n_rows, n_params in ((768, 1000), (1000, 768)):
         assert dense_seconds(n_rows, n_params, 5) == 2 * 768 * 1000 * 768 + 2.0 * 8
