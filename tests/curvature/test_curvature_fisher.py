@@ -4,17 +4,20 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from whence.algebra import Damping, Horizon, Steps, damped_inverse
 from whence.curvature import FORMS, fit_gauss_newton, fit_kronecker
-from whence.curvature.drawn_labels import drawn_slopes
+from whence.curvature.drawn_labels import drawn_labels, slopes_at_labels
 from whence.curvature.fisher import fit_fisher
 from whence.data import Examples
 from whence.errors import InputError, UnknownNameError, UnsupportedError
 from whence.rng import torch_generator
 from whence.task import CallableLoss, CrossEntropy, Pick, SquaredError, Task
+from whence.task.losses import draw_classes
 
 F64 = torch.float64
 # Relative to the largest entry: eigen-decompositions of at most 60 rows; Lanczos stops at a change of 1e-8.
@@ -86,14 +89,20 @@ def assert_same(found: Tensor, wanted: Tensor, tolerance: float) -> None:
 def test_drawn_slopes_of_cross_entropy_are_the_slopes_of_its_labels_drawn_by_its_probabilities(n_classes):
     loss, n = CrossEntropy(Pick(0)), 40_000
     z = draw(1, n_classes, seed=3).expand(n, -1)
-    slopes = loss.sample_slopes(z, torch.Generator().manual_seed(0))
-    labels = slopes.argmin(1)  # the only negative entry
+    labels = loss.sample_labels(z, None, torch.Generator().manual_seed(0))
+    slopes = loss.slopes_at(z, None, labels)
     leaf = z.clone().requires_grad_()
     (wanted,) = torch.autograd.grad(loss(leaf, (labels,)).sum(), leaf)
     torch.testing.assert_close(slopes, wanted, rtol=1e-12, atol=1e-15)
     p, found = z[0].softmax(0), torch.bincount(labels, minlength=n_classes) / n
     # Five standard deviations of a binomial share; the seed is fixed.
     assert bool(((found - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all())
+
+
+def test_classes_without_any_probability_are_never_drawn():
+    z = torch.tensor([-torch.inf, 0.0, 0.0, -torch.inf], dtype=F64).expand(4, -1)
+    uniform = torch.tensor([0.0, 0.4999, 0.5001, 1 - 2.0**-53], dtype=F64)
+    assert draw_classes(z, uniform).tolist() == [1, 1, 2, 2]
 
 
 def test_expected_outer_product_over_all_labels_is_the_hessian():
@@ -109,7 +118,8 @@ def test_expected_outer_product_over_all_labels_is_the_hessian():
 @pytest.mark.parametrize("margin", [40.0, 300.0])
 def test_drawn_slopes_of_a_sure_row_do_not_vanish(margin):
     z = torch.tensor([[margin, 0.0, 0.0]], dtype=F64)
-    slope = CrossEntropy(Pick(0)).sample_slopes(z, torch.Generator().manual_seed(0))[0]
+    loss = CrossEntropy(Pick(0))
+    slope = loss.slopes_at(z, None, loss.sample_labels(z, None, torch.Generator().manual_seed(0)))[0]
     assert float(slope[0]) == pytest.approx(-2 * float(torch.tensor(-margin, dtype=F64).exp()), rel=1e-12)
     assert float(slope.sum()) == 0
 
@@ -118,7 +128,7 @@ def test_drawn_slopes_of_a_sure_row_do_not_vanish(margin):
 def test_drawn_slopes_of_squared_error_have_its_hessian(n_outputs):
     loss, n = SquaredError(Pick(0)), 40_000
     z = draw(1, n_outputs, seed=5).expand(n, -1)
-    slopes = loss.sample_slopes(z, torch.Generator().manual_seed(0))
+    slopes = loss.slopes_at(z, None, loss.sample_labels(z, None, torch.Generator().manual_seed(0)))
     hessian = loss.hessian(z[:1], (z[:1],))[0]
     moment = slopes.T @ slopes / n
     # A product of two normals of variance s has variance 2 s^2 on the diagonal and s^2 beside it.
@@ -130,7 +140,7 @@ def test_drawn_slopes_of_squared_error_have_its_hessian(n_outputs):
 def test_a_loss_of_ones_own_has_no_labels_to_draw():
     loss = CallableLoss(lambda outputs, batch: outputs.square().sum(1))
     with pytest.raises(UnsupportedError, match=r"no known predictive distribution.*empirical Fisher"):
-        loss.sample_slopes(torch.zeros(2, 3), torch.Generator())
+        loss.sample_labels(torch.zeros(2, 3), None, torch.Generator())
     task, train = problem("mse", 2)
     task = Task(task.model, outputs=lambda model, batch: model(batch[0]), loss=lambda z, batch: (z**4).sum(1))
     with pytest.raises(UnsupportedError, match="no known predictive distribution"):
@@ -177,8 +187,9 @@ def test_a_sampled_fisher_is_the_mean_outer_product_at_its_labels(name, n_sample
 
 def sampled_outer(task: Task, train: Examples, n_samples: int, seed: int) -> Tensor:
     """The same labels, by the same stream, pulled back one after another."""
-    generator, z = torch_generator(seed, "fisher labels"), task.model(train.all()[0]).detach()
-    drawn = [task.loss.sample_slopes(z, generator) for _ in range(n_samples)]
+    batch, z = train.all(), task.model(train.all()[0]).detach()
+    labels = [task.loss.sample_labels(z, batch, torch_generator(seed, "fisher labels", k)) for k in range(n_samples)]
+    drawn = [task.loss.slopes_at(z, batch, one) for one in labels]
     return torch.stack([outer(task, train, slopes) for slopes in drawn]).mean(0)
 
 
@@ -252,15 +263,44 @@ def test_one_seed_gives_one_set_of_labels_to_every_curvature(kind, n_outputs):
     assert traces[0] != pytest.approx(traces[1], rel=1e-3)
 
 
-def test_drawn_slopes_are_those_of_the_loss_one_sample_after_another():
-    task, _ = problem("classes", 6)
-    outputs, generator = draw(5, 6, seed=9), torch_generator(4, "fisher labels")
-    found = drawn_slopes(task, outputs, n_samples=3, seed=4)
-    wanted = torch.stack([task.loss.sample_slopes(outputs, generator) for _ in range(3)], 2)
-    assert torch.equal(found, wanted)
-    assert torch.equal(found[:, :, :1], drawn_slopes(task, outputs, seed=4))
-    shaped = drawn_slopes(task, outputs.reshape(5, 2, 3), n_samples=3, seed=4)
-    assert torch.equal(shaped, found)
+@pytest.mark.parametrize("kind", ["mse", "classes"])
+@given(size=st.integers(1, 9), memory=st.sampled_from([1, 2**20]))
+def test_blocks_of_examples_draw_the_same_labels(kind, size, memory):
+    task, train = problem(kind, 4)
+    whole = drawn_labels(task, train, n_samples=3, seed=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("whence.gradients.rows.FORWARD_EXAMPLES", size)
+        patch.setattr("whence.gradients.passes.OUTPUT_MEMORY", memory)
+        split = drawn_labels(task, train, n_samples=3, seed=4)
+    torch.testing.assert_close(split, whole, rtol=SUMS, atol=SUMS)
+    assert torch.equal(whole[:1], drawn_labels(task, train, seed=4))
+    assert not torch.equal(whole[:1], whole[1:2])
+
+
+def test_slopes_of_a_block_are_those_of_its_part_of_the_labels():
+    task, train = problem("classes", 6)
+    labels, outputs = drawn_labels(task, train, n_samples=2), task.model(train.all()[0]).detach()
+    slopes = slopes_at_labels(task, labels)
+    whole = slopes(outputs, train.all(), slice(0, 9))
+    for k in range(2):
+        wanted = outputs.softmax(1) - nn.functional.one_hot(labels[k], 6)
+        torch.testing.assert_close(whole[:, k], wanted, rtol=1e-12, atol=1e-15)
+    assert torch.equal(slopes(outputs[4:7], train.batch([4, 5, 6]), slice(4, 7)), whole[4:7])
+
+
+def test_very_many_outputs_are_refused_with_what_to_use_instead(monkeypatch):
+    task, train = problem("classes", 6)
+    monkeypatch.setattr("whence.task.losses.LARGEST_BASIS", 5)
+    for fit in (fit_gauss_newton, fit_kronecker):
+        with pytest.raises(UnsupportedError, match=r"each of the 6 outputs.*fisher='sampled'"):
+            fit(task, train)
+    gradients = pulled_back(task, train, true_slopes(task, train, "classes"))
+    check_operator(
+        fit_fisher(task, train, fisher="sampled", n_samples=2, form="dual"),
+        sampled_outer(task, train, 2, 0),
+        gradients,
+        TOLERANCE["dual"],
+    )
 
 
 def test_where_every_example_is_fitted_the_empirical_fisher_vanishes_and_the_sampled_does_not():

@@ -10,15 +10,17 @@ from torch import nn
 from torch.testing import assert_close
 
 from whence.data import Examples
-from whence.errors import NonFiniteError, ShapeError, UnknownNameError
+from whence.errors import NonFiniteError, ShapeError, UnknownNameError, UnsupportedError
 from whence.gradients import (
     PATHS,
     check_gradients,
     loss_gradients,
     measure_gradients,
     moved_outputs,
+    n_outputs,
     outputs_of,
     pull_back,
+    slope_of,
     slopes,
 )
 from whence.gradients.route import choose_path
@@ -232,17 +234,58 @@ def test_push_and_pull_are_adjoint():
     assert_close((v * jd).sum(1), jtv @ d, **FLOAT64)
 
 
-@pytest.mark.parametrize("size", [1, 3, 100])
-def test_outputs_do_not_depend_on_the_block_size(size):
+@pytest.mark.parametrize("size, memory", [(1, 2**20), (3, 2**20), (100, 1), (100, 2**20)])
+def test_outputs_do_not_depend_on_the_block_size(monkeypatch, size, memory):
     problem = PROBLEMS["conv"]()
     expected = problem.task.model(problem.train.all()[0])
-    assert_close(outputs_of(problem.task, problem.train, size=size), expected.detach(), **FLOAT64)
     d = torch.ones(problem.task.layout.n_params, dtype=torch.float64)
-    assert_close(
-        moved_outputs(problem.task, problem.train, d, size=size),
-        moved_outputs(problem.task, problem.train, d),
-        **FLOAT64,
-    )
+    moved = moved_outputs(problem.task, problem.train, d)
+    monkeypatch.setattr("whence.gradients.rows.FORWARD_EXAMPLES", size)
+    monkeypatch.setattr("whence.gradients.passes.OUTPUT_MEMORY", memory)
+    assert_close(outputs_of(problem.task, problem.train), expected.detach(), **FLOAT64)
+    assert_close(moved_outputs(problem.task, problem.train, d), moved, **FLOAT64)
+
+
+# Cotangents made block by block
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", ["mlp", "conv", "embedding"])
+def test_cotangents_of_a_block_are_those_made_beforehand(name, path):
+    problem = PROBLEMS[name]()
+    task, train = problem.task, problem.train
+    v = slopes(task.loss, outputs_of(task, train), train)
+    expected = stacked(pull_back(task, train, v, path=path))
+    parts = []
+
+    def of_block(outputs, batch, part):
+        parts.append(part)
+        return slope_of(task.loss)(outputs, batch, part)
+
+    memory = 4 * 3 * task.layout.n_params * 8  # three rows
+    assert_close(stacked(pull_back(task, train, of_block, path=path, memory=memory)), expected, **FLOAT64)
+    assert len(parts) == -(-len(train) // 3)
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(len(train)))
+
+
+def test_blocks_are_small_where_outputs_are_large(monkeypatch):
+    problem = PROBLEMS["conv"]()
+    assert n_outputs(problem.task, problem.train) == 3
+    whole = stacked(loss_gradients(problem.task, problem.train))
+    monkeypatch.setattr("whence.gradients.passes.OUTPUT_MEMORY", 2 * 3 * 8)
+    blocks = list(loss_gradients(problem.task, problem.train))
+    assert {len(rows) for _, rows in blocks[:-1]} == {2}
+    assert_close(stacked(blocks), whole, **BLOCKED)
+
+
+def test_outputs_of_everything_are_refused_where_they_are_too_large(monkeypatch):
+    problem = PROBLEMS["conv"]()
+    n = len(problem.train)
+    monkeypatch.setattr("whence.gradients.rows.ALL_OUTPUTS", n * 3 * 8)
+    outputs_of(problem.task, problem.train)
+    monkeypatch.setattr("whence.gradients.rows.ALL_OUTPUTS", n * 3 * 8 - 1)
+    with pytest.raises(UnsupportedError, match=rf"all {n} examples at once, 3 numbers each.*fisher='sampled'"):
+        outputs_of(problem.task, problem.train)
 
 
 # What goes wrong is named

@@ -21,7 +21,7 @@ REORDERED = 1e-8
 UNITS = {"influence_gn", "influence_hessian", "influence_cg", "horizon", "horizon_ahead", "unrolled"}
 UNITS |= {"lissa", "lissa_hessian", "arnoldi", "kfac", "ekfac"}
 RANKS_ONLY = {"grad_dot", "grad_cos", "embedding_cosine", "random", "trak", "tracin", "representer", "datainf"}
-RANKS_ONLY |= {"influence_fisher"}
+RANKS_ONLY |= {"influence_fisher", "logra", "trackstar"}
 RECIPE = Recipe(lr=0.05, batch_size=5, epochs=4)
 CHECKPOINT = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double().state_dict()
 OPTIONS = {
@@ -33,6 +33,7 @@ OPTIONS = {
     "horizon_ahead": {"recipe": RECIPE},
     "unrolled": {"recipe": Recipe(lr=0.05, batch_size=100, epochs=4)},  # one batch: no order of the data
     "trak": {"dim": 4, "n_projections": 2},
+    "trackstar": {"mixture": 0.0},  # otherwise scores depend on the queries beside them
     "arnoldi": {"rank": 10, "n_iterations": 30},
     "tracin": {"checkpoints": [CHECKPOINT], "learning_rates": 0.1},
 }

@@ -12,12 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from whence.batches import Batch, named_leaves
 from whence.errors import InputError, ShapeError, UnsupportedError
 from whence.task import Pick
+from whence.task.task import Outputs
 
 ATTENTION = ("sdpa", "eager")  # implementations with all derivatives
 Kind = Literal["classification", "regression"]
 
 
-def logits(model: nn.Module, arguments: Mapping[str, Tensor]) -> Tensor:
+def logits(model: nn.Module, arguments: Mapping[str, object]) -> Tensor:
     """`model(**arguments)`, of which: the field or key "logits", the first of a tuple, or the tensor itself.
 
     torch's fused attention has no second derivatives and no forward mode: its plain formula, equal to rounding, is
@@ -70,6 +71,25 @@ def optional_part(batch: Batch, pick: Pick) -> Tensor | None:
     return found
 
 
+def head_input(model: nn.Module, outputs: Outputs, batch: Batch) -> Tensor:
+    """What the model's last linear layer sees during `outputs(model, batch)`.
+
+    Raises:
+        InputError: The model has no linear layer, or does not use its last one.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    seen: list[Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda module, args: seen.append(args[0])) for layer in layers[-1:]]
+    try:
+        outputs(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise InputError("The model uses no last nn.Linear in its forward pass; pass `embedding=` to the adapter.")
+    return seen[-1]
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labels (b,) of a classifier, or targets of a regression as the outputs are: (b, 1) where they come as (b,)."""
@@ -91,7 +111,7 @@ def kind_of(model: nn.Module) -> Kind:
     """
     config = getattr(model, "config", None)
     problem, n_labels = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
-    _require_attention(config)
+    require_attention(config)
     if problem == "multi_label_classification":
         raise UnsupportedError(
             'The model has problem_type "multi_label_classification", and this adapter knows one label an example. Use '
@@ -107,7 +127,12 @@ def kind_of(model: nn.Module) -> Kind:
     return "classification"
 
 
-def _require_attention(config: Any) -> None:
+def require_attention(config: Any) -> None:
+    """Refuse an attention without the derivatives that methods need.
+
+    Raises:
+        UnsupportedError: It is neither of `ATTENTION`.
+    """
     found = getattr(config, "_attn_implementation", None)
     if found is not None and found not in ATTENTION:
         raise UnsupportedError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from whence.adapters.logits import Labels, kind_of, logits, optional_part, part
+from whence.adapters.logits import Labels, head_input, kind_of, logits, optional_part, part
 from whence.batches import Batch
 from whence.errors import DataError, InputError
 from whence.task import CrossEntropy, Measure, Pick, SquaredError, Task
@@ -139,17 +139,8 @@ class LastTokenEmbedding:
     inputs: Tokens
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        seen: list[Tensor] = []
-        hooks = [layer.register_forward_pre_hook(lambda module, args: seen.append(args[0])) for layer in layers[-1:]]
-        try:
-            self.inputs(model, batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if not seen:
-            raise InputError("The model uses no last nn.Linear in its forward pass; pass `embedding=` to the adapter.")
-        return seen[-1] if seen[-1].ndim == 2 else self._at_last_token(seen[-1], batch)
+        seen = head_input(model, self.inputs, batch)
+        return seen if seen.ndim == 2 else self._at_last_token(seen, batch)
 
     def _at_last_token(self, x: Tensor, batch: Batch) -> Tensor:
         mask = optional_part(batch, self.inputs.attention_mask)

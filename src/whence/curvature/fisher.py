@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from whence.batches import cast_batch
 from whence.checks import look_up, require_count
-from whence.curvature.drawn_labels import drawn_slopes
+from whence.curvature.drawn_labels import drawn_labels, slopes_at_labels
 from whence.curvature.gauss_newton import GaussNewton, check_form, in_form
 from whence.curvature.linearized import LinearizedTrain, rows_dtype
 from whence.data import Examples
 from whence.errors import InputError
 from whence.gradients import outputs_of, slopes
 from whence.task import Task
-from whence.task.losses import hessian_root, output_basis
+from whence.task.losses import hessian_root, n_contrasts, output_basis
 
 FISHERS = {"empirical": "at the labels of the train set", "sampled": "at labels drawn from the model"}
 
@@ -42,7 +43,7 @@ def fit_fisher(
         train: The train set.
         fisher: "empirical" or "sampled".
         n_samples: Labels drawn for each example.
-        seed: Of the labels; see `drawn_slopes`. `fit_kronecker` draws the same.
+        seed: Of the labels; see `drawn_labels`. `fit_kronecker` draws the same.
         form: As in `fit_gauss_newton`; a factor has one row a sample and example, and never more than r an example.
         dtype: Precision of Jacobian rows; default float64 where they fit 1 GiB, else the model's own.
     Returns:
@@ -51,8 +52,8 @@ def fit_fisher(
         UnsupportedError: "sampled" of a loss that is no known likelihood.
         InputError: Several samples of the one true label.
     Cost:
-        One pass of per-example gradients, n_samples + 1 an example, or r if that is less ("empirical": one); then as
-        `fit_gauss_newton`.
+        A forward pass, two for "sampled"; one pass of per-example gradients, n_samples + 1 an example, or r if that is
+        less ("empirical": one); then as `fit_gauss_newton`. All outputs are in memory, and refused above 4 GiB.
     Reference:
         Kunstner, Balles and Hennig (2019), arXiv:1905.12558.
     """
@@ -63,11 +64,18 @@ def fit_fisher(
         raise InputError(f"The empirical Fisher matrix has one label an example; got n_samples={n_samples}.")
     outputs = outputs_of(task, train, dtype=torch.float64)
     own = slopes(task.loss, outputs, train)
-    drawn = own[:, :, None] if fisher == "empirical" else drawn_slopes(task, outputs, n_samples=n_samples, seed=seed)
+    drawn = own[:, :, None] if fisher == "empirical" else _drawn(task, train, outputs, n_samples, seed)
     basis, roots, contrasts = _factored(task, own, drawn, only_own=fisher == "empirical")
     precision = dtype or rows_dtype(task, len(train) * basis.shape[-1])
     linear = LinearizedTrain(task, train, precision, outputs, basis, roots, contrasts)
     return in_form(linear, form, exact_dtype=dtype is not None)
+
+
+def _drawn(task: Task, train: Examples, outputs: Tensor, n_samples: int, seed: int) -> Tensor:
+    """(n, c, n_samples), slopes at drawn labels."""
+    labels = drawn_labels(task, train, n_samples=n_samples, seed=seed)
+    batch = cast_batch(train.all(), outputs.dtype, outputs.device)
+    return slopes_at_labels(task, labels)(outputs, batch, slice(0, len(train))).transpose(1, 2)
 
 
 def _factored(task: Task, own: Tensor, drawn: Tensor, *, only_own: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,11 +91,12 @@ def _factored(task: Task, own: Tensor, drawn: Tensor, *, only_own: bool) -> tupl
     if only_own:
         ones = own.new_ones(n, 1)
         return drawn, ones[:, :, None], ones
-    shared = output_basis(task.loss, c, own.dtype, own.device)
-    if k + 1 < shared.shape[1]:
+    rank = n_contrasts(task.loss, c)
+    if k + 1 < rank:
         roots = torch.eye(k + 1, k, dtype=own.dtype, device=own.device).expand(n, -1, -1) / k**0.5
         own_direction = torch.eye(k + 1, dtype=own.dtype, device=own.device)[-1].expand(n, -1)
         return torch.cat([drawn, own[:, :, None]], 2), roots, own_direction
-    if k < shared.shape[1]:
+    shared = output_basis(task.loss, c, own.dtype, own.device)
+    if k < rank:
         return shared, shared.T @ drawn / k**0.5, own @ shared
     return shared, hessian_root(drawn @ drawn.transpose(1, 2) / k, shared), own @ shared

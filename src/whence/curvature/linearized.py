@@ -13,9 +13,9 @@ from torch import Tensor
 from whence.batches import cast_batch
 from whence.data import Examples
 from whence.errors import UnsupportedError
-from whence.gradients import chunk_size, outputs_of, pull_back, slopes
+from whence.gradients import chunk_size, n_outputs, outputs_of, pull_back, slopes
 from whence.task import Task, model_state, working_dtype
-from whence.task.losses import hessian_root, output_basis
+from whence.task.losses import hessian_root, output_basis, require_few_outputs
 
 CACHE = 4 * 2**30  # bytes of Jacobian rows kept in memory; above it they are computed anew in every pass
 EXACT_CACHE = 2**30  # bytes up to which a float32 model is linearised in float64
@@ -71,6 +71,7 @@ class LinearizedTrain:
                 f"The loss {task.loss.name!r} has no known Hessian in the outputs, which Gauss-Newton methods need. "
                 "Pass `output_hessian=` to Task, or use a first-order method such as grad_dot."
             )
+        require_few_outputs(n_outputs(task, train))
         exact = outputs_of(task, train, dtype=torch.float64)
         flat = exact.reshape(len(train), -1)
         basis = output_basis(task.loss, flat.shape[1], torch.float64, flat.device)

@@ -23,6 +23,7 @@ from whence.data.left_out import LeftOutSets
 from whence.data.mnist import load_mnist
 from whence.data.split import Split
 from whence.data.sst2 import load_sst2
+from whence.data.wikitext2 import load_wikitext2
 
 __all__ = [
     "LOADERS",
@@ -47,6 +48,7 @@ LOADERS: dict[str, Callable[..., Split]] = {
     "fashion_mnist": load_fashion_mnist,
     "mnist": load_mnist,
     "sst2": load_sst2,
+    "wikitext2": load_wikitext2,
 }
 
 

@@ -6,13 +6,14 @@ from whence.gradients.pairs import gradient_products
 from whence.gradients.passes import Block, Cotangents, blocks, slope_of
 from whence.gradients.plan import HookPlan
 from whence.gradients.products import loss_products
-from whence.gradients.route import HookCoverage, can_vmap, choose_path, hook_coverage, layer_plan
+from whence.gradients.route import HookCoverage, can_vmap, choose_path, hook_coverage, layer_plan, n_outputs
 from whence.gradients.rows import (
     PATHS,
     chunk_size,
     loss_gradients,
     measure_gradients,
     moved_outputs,
+    output_blocks,
     outputs_of,
     pull_back,
     slopes,
@@ -38,6 +39,8 @@ __all__ = [
     "loss_products",
     "measure_gradients",
     "moved_outputs",
+    "n_outputs",
+    "output_blocks",
     "outputs_of",
     "pull_back",
     "slope_of",

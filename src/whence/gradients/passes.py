@@ -14,9 +14,11 @@ from whence.data import Examples
 from whence.gradients.hooks import rows_of
 from whence.gradients.layer_pass import LayerGradient, LayerPass
 from whence.gradients.plan import HookPlan
+from whence.gradients.route import n_outputs
 from whence.task import Task, model_state
 
-PASS_EXAMPLES = 128  # of one forward pass
+PASS_EXAMPLES = 128  # of one forward pass, at most
+OUTPUT_MEMORY = 64 * 2**20  # bytes of a block's outputs, of which about four copies live at once
 # outputs (b, ...), batch, places in the data set -> (b, r, c) for c flattened outputs
 Cotangents = Callable[[Tensor, Batch, slice], Tensor]
 
@@ -65,7 +67,7 @@ def blocks(
     plan: HookPlan,
     *,
     dtype: torch.dtype,
-    size: int = PASS_EXAMPLES,
+    size: int | None = None,
 ) -> Iterator[Block]:
     """Blocks of a data set, in order.
 
@@ -75,15 +77,21 @@ def blocks(
         cotangents: Made of the outputs of each block.
         plan: The layers to record.
         dtype: Precision.
-        size: Examples of a block.
+        size: Examples of a block at most, default `PASS_EXAMPLES`; fewer where their outputs are large.
     """
     trainable, fixed = model_state(task.model, dtype)
-    for positions, found in examples.batches(size):
+    most = PASS_EXAMPLES if size is None else size
+    for positions, found in examples.batches(min(most, fitting_outputs(task, examples, dtype))):
         part = slice(int(positions[0]), int(positions[-1]) + 1)
         batch = cast_batch(found, dtype, task.device)
         layers = LayerPass(task, trainable, fixed, batch, plan)
         v = cotangents(layers.outputs.detach(), batch, part).to(dtype)
         yield Block(part, task, (trainable, fixed), batch, v, layers)
+
+
+def fitting_outputs(task: Task, examples: Examples, dtype: torch.dtype) -> int:
+    """Examples whose outputs fit `OUTPUT_MEMORY`; at least one."""
+    return max(1, OUTPUT_MEMORY // max(1, n_outputs(task, examples) * dtype.itemsize))
 
 
 def slope_of(fn: Callable[[Tensor, Batch], Tensor]) -> Cotangents:

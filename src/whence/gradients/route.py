@@ -61,6 +61,7 @@ class _Found:
 
 
 _KNOWN: WeakKeyDictionary[Task, dict[Hashable, _Found]] = WeakKeyDictionary()
+_N_OUTPUTS: WeakKeyDictionary[Task, dict[Hashable, int]] = WeakKeyDictionary()
 
 
 def route_of(task: Task, examples: Examples) -> Route:
@@ -92,9 +93,7 @@ def _found(task: Task, examples: Examples) -> _Found:
     """Looked for on the first three examples and kept with the task, for examples of these shapes, while its modules
     are the same."""
     batch = _few(task, examples)
-    leaves, _ = flatten(batch)
-    shapes = tuple((x.shape[1:], x.dtype) for x in leaves)
-    key = (shapes, task.layout.names, tuple((id(module), module.training) for module in task.model.modules()))
+    key = _key(task, batch)
     known = _KNOWN.setdefault(task, {})
     if key not in known:
         plan = right_plan(task, batch)
@@ -102,6 +101,24 @@ def _found(task: Task, examples: Examples) -> _Found:
             known[key] = _Found(Route("hooks", plan), plan)
         else:
             known[key] = _Found(Route("vmap" if _can_vmap(task, batch) else "loop"), plan)
+    return known[key]
+
+
+def _key(task: Task, batch: Batch) -> Hashable:
+    """What must be the same for something found once to be still true."""
+    leaves, _ = flatten(batch)
+    shapes = tuple((x.shape[1:], x.dtype) for x in leaves)
+    return (shapes, task.layout.names, tuple((id(module), module.training) for module in task.model.modules()))
+
+
+def n_outputs(task: Task, examples: Examples) -> int:
+    """How many numbers the model gives for each example; found on the first one and kept with the task."""
+    one = _few(task, examples, 1)
+    key, known = _key(task, one), _N_OUTPUTS.setdefault(task, {})
+    if key not in known:
+        trainable, fixed = model_state(task.model, working_dtype(task.model))
+        with torch.no_grad():
+            known[key] = task.call({**trainable, **fixed}, one).numel()
     return known[key]
 
 
@@ -168,6 +185,6 @@ def _can_vmap(task: Task, batch: Batch) -> bool:
     return True
 
 
-def _few(task: Task, examples: Examples) -> Batch:
-    first = examples.batch(range(min(3, len(examples))))
+def _few(task: Task, examples: Examples, n: int = 3) -> Batch:
+    first = examples.batch(range(min(n, len(examples))))
     return cast_batch(first, working_dtype(task.model), task.device)

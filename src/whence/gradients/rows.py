@@ -14,10 +14,11 @@ from torch import Tensor
 from whence.batches import Batch, cast_batch, take
 from whence.checks import look_up, require_finite
 from whence.data import Examples
-from whence.errors import NonFiniteError, ShapeError
+from whence.errors import NonFiniteError, ShapeError, UnsupportedError
 from whence.gradients.hooks import pull_back_hooks
 from whence.gradients.loop import pull_back_loop
-from whence.gradients.route import Route, agrees, route_of, to_check
+from whence.gradients.passes import Cotangents, fitting_outputs, slope_of
+from whence.gradients.route import Route, agrees, n_outputs, route_of, to_check
 from whence.gradients.vectorized import pull_back_vmap, push_forward
 from whence.task import Task, model_state, working_dtype
 
@@ -25,6 +26,8 @@ PullBack = Callable[[Task, dict[str, Tensor], dict[str, Tensor], Batch, Tensor],
 PATHS: dict[str, PullBack] = {"hooks": pull_back_hooks, "vmap": pull_back_vmap, "loop": pull_back_loop}
 DEFAULT_MEMORY = 256 * 2**20  # bytes that one block of gradients may take
 MANY = 64  # examples in a block, beyond which a pass is no faster
+FORWARD_EXAMPLES = 4096  # of a pass without gradients, at most
+ALL_OUTPUTS = 4 * 2**30  # bytes of the outputs of a whole data set, where a method needs them all at once
 PASSES = 4  # copies of a block that live at once: the vmapped gradient, its flattening, and the consumer's product
 
 
@@ -40,7 +43,7 @@ def chunk_size(n_rows: int, n_params: int, dtype: torch.dtype, memory: int = DEF
 def pull_back(
     task: Task,
     examples: Examples,
-    cotangents: Tensor,
+    cotangents: Tensor | Cotangents,
     *,
     path: str = "auto",
     dtype: torch.dtype | None = None,
@@ -51,7 +54,9 @@ def pull_back(
     Args:
         task: Model and contract, in eval mode.
         examples: `n` examples.
-        cotangents: (n, r, c) or (n, c): vectors in the space of the c flattened outputs of each example.
+        cotangents: (n, r, c) or (n, c): vectors in the space of the c flattened outputs of each example. Or what makes
+            one vector an example of the outputs of a block, (b, ...) -> (b, 1, c): then no more than the outputs of a
+            block exist at any time, and each block costs one more forward pass.
         path: "hooks" (layer by layer, see `hook_coverage`), "vmap", "loop", or "auto": hooks where every parameter has
             a rule and they agree with plain autograd, else vmap, and the loop where a model cannot be vmapped.
         dtype: Precision; default the parameters' own, never below float32.
@@ -61,20 +66,24 @@ def pull_back(
     Raises:
         NonFiniteError: A gradient is NaN or infinite; the message names the example and the parameter.
     """
-    cotangents = cotangents[:, None] if cotangents.ndim == 2 else cotangents
-    if cotangents.shape[0] != len(examples):
-        raise ShapeError(f"`cotangents` must have one entry per example, {len(examples)}; got {cotangents.shape[0]}.")
+    vectors = cotangents[:, None] if isinstance(cotangents, Tensor) and cotangents.ndim == 2 else cotangents
+    if isinstance(vectors, Tensor) and vectors.shape[0] != len(examples):
+        raise ShapeError(f"`cotangents` must have one entry per example, {len(examples)}; got {vectors.shape[0]}.")
     dtype = working_dtype(task.model, dtype)
-    trainable, fixed = model_state(task.model, dtype)
-    size = chunk_size(cotangents.shape[1], task.layout.n_params, dtype, memory)
+    state = model_state(task.model, dtype)
+    n_rows = vectors.shape[1] if isinstance(vectors, Tensor) else 1
+    size = min(chunk_size(n_rows, task.layout.n_params, dtype, memory), fitting_outputs(task, examples, dtype))
     if path != "auto":
         look_up(PATHS, path, "gradient path")
     route = route_of(task, examples) if path == "auto" else Route(path)
     for positions, found in examples.batches(size):
         part = slice(int(positions[0]), int(positions[-1]) + 1)
         batch = cast_batch(found, dtype, task.device)
-        v = cotangents[part].to(device=task.device, dtype=dtype)
-        rows = _run(route, task, (trainable, fixed), batch, v, to_check(part))
+        if isinstance(vectors, Tensor):
+            v = vectors[part]
+        else:
+            v = vectors(_outputs(task, state, batch, examples, part), batch, part)
+        rows = _run(route, task, state, batch, v.to(device=task.device, dtype=dtype), to_check(part))
         _require_finite_rows(rows, task, examples, part)
         yield part, rows.detach()
 
@@ -112,31 +121,62 @@ def _require_finite_rows(rows: Tensor, task: Task, examples: Examples, part: sli
     )
 
 
-def outputs_of(task: Task, examples: Examples, *, dtype: torch.dtype | None = None, size: int = 4096) -> Tensor:
-    """Outputs of the final model on every example, (n, ...), in `dtype`."""
+def output_blocks(
+    task: Task, examples: Examples, *, dtype: torch.dtype | None = None
+) -> Iterator[tuple[slice, Tensor, Batch]]:
+    """Outputs of the final model, block by block.
+
+    Args:
+        task: Model and contract, in eval mode.
+        examples: `n` examples.
+        dtype: Precision; default the parameters' own, never below float32.
+    Yields:
+        (slice of examples, outputs (b, ...), the batch that gave them), in order.
+    Raises:
+        NonFiniteError: An output is NaN or infinite; the examples are named.
+    """
     dtype = working_dtype(task.model, dtype)
-    trainable, fixed = model_state(task.model, dtype)
-    blocks = []
+    state = model_state(task.model, dtype)
+    for positions, found in examples.batches(min(FORWARD_EXAMPLES, fitting_outputs(task, examples, dtype))):
+        part = slice(int(positions[0]), int(positions[-1]) + 1)
+        batch = cast_batch(found, dtype, task.device)
+        yield part, _outputs(task, state, batch, examples, part), batch
+
+
+def _outputs(
+    task: Task, state: tuple[dict[str, Tensor], dict[str, Tensor]], batch: Batch, examples: Examples, part: slice
+) -> Tensor:
     with torch.no_grad():
-        for _, found in examples.batches(size):
-            blocks.append(task.call({**trainable, **fixed}, cast_batch(found, dtype, task.device)))
-    outputs = torch.cat(blocks)
-    require_finite(outputs, "`outputs`", rows="example", ids=list(examples.ids))
+        outputs = task.call({**state[0], **state[1]}, batch)
+    require_finite(outputs, "`outputs`", rows="example", ids=examples.ids[part])
     return outputs
 
 
-def moved_outputs(
-    task: Task, examples: Examples, direction: Tensor, *, dtype: torch.dtype | None = None, size: int = 4096
-) -> Tensor:
+def outputs_of(task: Task, examples: Examples, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Outputs of the final model on every example, (n, ...), in `dtype`.
+
+    Raises:
+        UnsupportedError: They would take more than `ALL_OUTPUTS` bytes, before the pass.
+        NonFiniteError: An output is NaN or infinite; the examples are named.
+    """
+    each = n_outputs(task, examples)
+    total = len(examples) * each * working_dtype(task.model, dtype).itemsize
+    if total > ALL_OUTPUTS:
+        raise UnsupportedError(
+            f"The outputs of all {len(examples)} examples at once, {each} numbers each (for a language model tokens "
+            f"times vocabulary), would take {total / 2**30:.0f} GiB. Use a method that goes block by block: grad_dot, "
+            "tracin, datainf, logra, trackstar, or ekfac or kfac with fisher='sampled'."
+        )
+    return torch.cat([outputs for _, outputs, _ in output_blocks(task, examples, dtype=dtype)])
+
+
+def moved_outputs(task: Task, examples: Examples, direction: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     """Linearised outputs `f_i + J_i d` after the parameters move along `direction` (n_params,); (n, ...)."""
     dtype = working_dtype(task.model, dtype)
     trainable, fixed = model_state(task.model, dtype)
     blocks = []
-    for _, found in examples.batches(size):
-        batch = cast_batch(found, dtype, task.device)
-        with torch.no_grad():
-            now = task.call({**trainable, **fixed}, batch)
-            blocks.append(now + push_forward(task, trainable, fixed, batch, direction.to(dtype)))
+    for _, now, batch in output_blocks(task, examples, dtype=dtype):
+        blocks.append(now + push_forward(task, trainable, fixed, batch, direction.to(dtype)))
     return torch.cat(blocks)
 
 
@@ -157,8 +197,7 @@ def loss_gradients(
     memory: int = DEFAULT_MEMORY,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Blocks (slice, (b, n_params)) of the gradient of each example's own loss at the final parameters."""
-    now = outputs_of(task, examples, dtype=dtype)
-    v = slopes(task.loss, now, examples)
+    v = slope_of(task.loss)
     for part, rows in pull_back(task, examples, v, path=path, dtype=dtype, memory=memory):
         yield part, rows[:, 0]
 
@@ -176,6 +215,5 @@ def measure_gradients(
 
     With `outputs` the linearised outputs after further training, this is the query side looked ahead.
     """
-    at = outputs_of(task, queries, dtype=dtype) if outputs is None else outputs
-    v = slopes(task.measure, at, queries)
+    v = slope_of(task.measure) if outputs is None else slopes(task.measure, outputs, queries)
     return torch.cat([rows[:, 0] for _, rows in pull_back(task, queries, v, path=path, dtype=dtype, memory=memory)])

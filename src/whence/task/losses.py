@@ -22,6 +22,7 @@ from whence.errors import DataError, ShapeError, UnsupportedError
 
 PerExample = Callable[[Tensor, Batch], Tensor]
 Target = Callable[[Batch], Tensor]
+LARGEST_BASIS = 4096  # outputs of an example, of which Gauss-Newton methods take a gradient each
 
 
 class Loss(ABC):
@@ -45,25 +46,37 @@ class Loss(ABC):
     def hessian(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Hessian in the outputs (b, c) of each example: (b, c, c), positive semi-definite."""
 
-    def sample_slopes(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Slopes of the loss at labels drawn from the model's own predictive distribution, exp(-loss) normalised.
+    def sample_labels(self, outputs: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Labels drawn from the model's own predictive distribution, exp(-loss) normalised.
 
-        Their second moment is the loss's Hessian in the outputs: E[slope slope^T] = V, exactly. So outer products of
-        gradients at such labels average to the Gauss-Newton matrix (the true Fisher matrix).
+        The generator is asked example by example, in order: blocks of examples, one after another, have the labels
+        that all of them at once would have.
 
         Args:
-            outputs: (b, c).
+            outputs: (b, ...).
+            batch: The examples; what their labels are does not matter, which of them count does.
             generator: Draws one label for each example; on any device.
         Returns:
-            (b, c), in the dtype and on the device of `outputs`.
+            (b, ...), on the device of `outputs`.
         Raises:
             UnsupportedError: The loss is not known to be a negative log-likelihood.
-        Reference:
-            Kunstner, Balles and Hennig (2019), arXiv:1905.12558.
         """
         raise UnsupportedError(
             f"The loss {self.name!r} has no known predictive distribution to draw labels from, which a sampled Fisher "
             "matrix needs. Use the empirical Fisher matrix, or 'mse' or 'cross_entropy'."
+        )
+
+    def slopes_at(self, outputs: Tensor, batch: Batch, labels: Tensor) -> Tensor:
+        """Slopes of the loss in the outputs, (b, ...) as these, at labels of `sample_labels`.
+
+        Their second moment over such labels is the loss's Hessian in the outputs: E[slope slope^T] = V, exactly. So
+        outer products of gradients at drawn labels average to the Gauss-Newton matrix (the true Fisher matrix).
+
+        Reference:
+            Kunstner, Balles and Hennig (2019), arXiv:1905.12558.
+        """
+        raise UnsupportedError(
+            f"The loss {self.name!r} has no slopes at drawn labels. Use the empirical Fisher matrix."
         )
 
     def check_targets(self, outputs: Tensor, batch: Batch, ids: Sequence[object]) -> None:
@@ -92,10 +105,37 @@ class SquaredError(Loss):
         eye = torch.eye(c, dtype=outputs.dtype, device=outputs.device)
         return (2.0 / c * eye).expand(b, c, c)
 
-    def sample_slopes(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        # Labels are normal around the outputs with variance c / 2, slopes (2 / c) times their distance: variance 2 / c.
-        noise = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype, device=generator.device)
-        return noise.to(outputs.device) * math.sqrt(2.0 / outputs.shape[1])
+    def sample_labels(self, outputs: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        # Normal around the outputs with variance c / 2. Not `randn`, whose numbers depend on how many are asked for.
+        uniform = draw_uniform(outputs.shape, generator).clamp_min(2.0**-54)
+        noise = torch.special.ndtri(uniform).to(device=outputs.device, dtype=outputs.dtype)
+        labels: Tensor = outputs + noise * math.sqrt(outputs[0].numel() / 2.0)
+        return labels
+
+    def slopes_at(self, outputs: Tensor, batch: Batch, labels: Tensor) -> Tensor:
+        return 2.0 / outputs[0].numel() * (outputs - labels.to(outputs.dtype))
+
+
+def draw_uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Numbers in [0, 1), float64: two calls give what one call for as many would."""
+    found: Tensor = torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device=generator.device)
+    return found
+
+
+def draw_classes(outputs: Tensor, uniform: Tensor) -> Tensor:
+    """The class in whose stretch of the cumulative softmax a number of [0, 1) falls; (..., c), (...,) -> (...,)."""
+    sums = outputs.softmax(-1).double().cumsum(-1)
+    level = uniform.to(sums.device) * sums[..., -1]
+    found: Tensor = torch.searchsorted(sums, level[..., None], right=True)[..., 0]
+    return found.clamp_max(outputs.shape[-1] - 1)
+
+
+def softmax_slopes(outputs: Tensor, labels: Tensor) -> Tensor:
+    """p - onehot(y), the slopes of cross-entropy; (..., c), (...,) -> (..., c)."""
+    own = labels[..., None]
+    others = outputs.softmax(-1).scatter(-1, own, 0.0)
+    # Not p - 1: for a sure row that rounds to 0, and the sum over the other classes does not.
+    return others.scatter(-1, own, -others.sum(-1, keepdim=True))
 
 
 def logit_margin(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -151,12 +191,11 @@ class CrossEntropy(Loss):
         # Not p (1 - p): for a sure row 1 - p rounds to 0, and the sum over the other classes does not.
         return torch.diag_embed(off.sum(2)) - off
 
-    def sample_slopes(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        p = outputs.softmax(1)
-        drawn = torch.multinomial(p.to(generator.device), 1, generator=generator).to(outputs.device)
-        others = p.scatter(1, drawn, 0.0)
-        # Not p - 1: for a sure row that rounds to 0, and the sum over the other classes does not.
-        return others.scatter(1, drawn, -others.sum(1, keepdim=True))
+    def sample_labels(self, outputs: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
+        return draw_classes(outputs, draw_uniform(outputs.shape[:1], generator))
+
+    def slopes_at(self, outputs: Tensor, batch: Batch, labels: Tensor) -> Tensor:
+        return softmax_slopes(outputs, labels)
 
 
 @dataclass(frozen=True)
@@ -201,11 +240,35 @@ def contrast_basis(n_outputs: int, dtype: torch.dtype, device: torch.device | st
     return basis.to(dtype=dtype, device=device)
 
 
+def n_contrasts(loss: Loss, n_outputs: int) -> int:
+    """How many directions of the outputs the loss can have curvature in."""
+    return n_outputs - 1 if loss.shift_invariant else n_outputs
+
+
 def output_basis(loss: Loss, n_outputs: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """The basis `H` (n_outputs, n_contrasts) of output directions in which the loss can have curvature."""
+    """The basis `H` (n_outputs, n_contrasts) of output directions in which the loss can have curvature.
+
+    Raises:
+        UnsupportedError: More than `LARGEST_BASIS` outputs, as language models have.
+    """
+    require_few_outputs(n_outputs)
     if loss.shift_invariant:
         return contrast_basis(n_outputs, dtype, device)
     return torch.eye(n_outputs, dtype=dtype, device=device)
+
+
+def require_few_outputs(n_outputs: int) -> None:
+    """Refuse a Gauss-Newton matrix that would take a backward pass for each of very many outputs.
+
+    Raises:
+        UnsupportedError: More than `LARGEST_BASIS`.
+    """
+    if n_outputs > LARGEST_BASIS:
+        raise UnsupportedError(
+            f"The exact Gauss-Newton matrix needs a gradient for each of the {n_outputs} outputs of every example "
+            f"(for a language model tokens times vocabulary); up to {LARGEST_BASIS} are done. Use ekfac or kfac with "
+            "fisher='sampled' (one drawn label a token) or fisher='empirical'."
+        )
 
 
 def hessian_root(hessian: Tensor, basis: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from whence.task.parameters import ParameterLayout
 
 Outputs = Callable[[nn.Module, Batch], Tensor]
 CHECKED_AT_ONCE = 256  # examples in a pass of `Task.check`, whose memory does not grow with the data
+CHECKED_FIRST = 16  # examples in its first pass, which shows how large their outputs are
+CHECKED_OUTPUTS = 2**24  # numbers in the outputs of a pass, which makes later passes of language models small
 
 
 @dataclass(frozen=True)
@@ -197,18 +199,22 @@ class Task:
             DataError: A class label is no integer, or names no output.
             NonFiniteError: A parameter, an output, a loss or a measure is NaN or infinite.
         Cost:
-            A forward pass, and the memory of one of `CHECKED_AT_ONCE` examples, which alone go to the model's device.
+            A forward pass, and the memory of one of `CHECKED_AT_ONCE` examples, fewer where their outputs are large,
+            which alone go to the model's device.
         """
         self.require_eval()
         for name, p in self.model.named_parameters():
             require_finite(p.detach(), f"Parameter {name!r}")
-        for start in range(0, batch_size(batch), CHECKED_AT_ONCE):
-            few = slice(start, start + CHECKED_AT_ONCE)
+        start, size = 0, min(CHECKED_FIRST, CHECKED_AT_ONCE)
+        while start < batch_size(batch):
+            few = slice(start, start + size)
             part = to_device(map_tensors(lambda x, few=few: x[few], batch), self.device)  # type: ignore[misc]
-            self._check_part(part, list(ids[few]), role)
+            n_outputs = self._check_part(part, list(ids[few]), role)
+            start, size = few.stop, max(1, min(CHECKED_AT_ONCE, CHECKED_OUTPUTS // max(1, n_outputs)))
 
     @torch.no_grad()
-    def _check_part(self, batch: Batch, ids: list[object], role: str) -> None:
+    def _check_part(self, batch: Batch, ids: list[object], role: str) -> int:
+        """Check some examples; returns how many outputs each has."""
         n = batch_size(batch)
         outputs = self._try_outputs(batch, role)
         _require_rows(outputs, n, "`outputs`", "(b, ...)")
@@ -220,6 +226,7 @@ class Task:
             values = fn(outputs, batch)
             _require_per_example(values, n, name)
             require_finite(values, f"The {name}", rows=role, ids=ids)
+        return outputs.numel() // n
 
     def _try_outputs(self, batch: Batch, role: str) -> Tensor:
         try:

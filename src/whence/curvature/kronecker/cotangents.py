@@ -8,18 +8,22 @@ import torch
 from torch import Tensor
 
 from whence.batches import Batch
-from whence.curvature.drawn_labels import drawn_slopes
+from whence.curvature.drawn_labels import drawn_labels, slopes_at_labels
 from whence.data import Examples
-from whence.gradients import Cotangents, outputs_of, slope_of
+from whence.gradients import Cotangents, n_outputs, slope_of
 from whence.task import Task
-from whence.task.losses import hessian_root, output_basis
+from whence.task.losses import hessian_root, output_basis, require_few_outputs
 
 
 def exact(task: Task, train: Examples, seed: int) -> Cotangents:
     """Roots of the output Hessian: the Gauss-Newton matrix itself, which for a likelihood is the Fisher matrix.
 
     As many cotangents as outputs, one less for cross-entropy.
+
+    Raises:
+        UnsupportedError: There are too many outputs, as language models have.
     """
+    require_few_outputs(n_outputs(task, train))
 
     def roots(outputs: Tensor, batch: Batch, part: slice) -> Tensor:
         flat = outputs.flatten(1).double()
@@ -30,13 +34,12 @@ def exact(task: Task, train: Examples, seed: int) -> Cotangents:
 
 
 def sampled(task: Task, train: Examples, seed: int) -> Cotangents:
-    """Slopes at one label drawn for each example; see `drawn_slopes`.
+    """Slopes at one label drawn for each example, of a language model for each token; see `drawn_labels`.
 
     Cost:
         One forward pass, in float64.
     """
-    slopes = drawn_slopes(task, outputs_of(task, train, dtype=torch.float64), seed=seed).transpose(1, 2)
-    return lambda outputs, batch, part: slopes[part]
+    return slopes_at_labels(task, drawn_labels(task, train, seed=seed))
 
 
 def empirical(task: Task, train: Examples, seed: int) -> Cotangents:

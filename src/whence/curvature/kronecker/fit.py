@@ -48,14 +48,15 @@ def fit_kronecker(
         task: Model and loss, in eval mode.
         train: Train examples.
         fisher: "exact" (the Gauss-Newton matrix, by as many backward passes as outputs), "sampled" (one label drawn for
-            each example), or "empirical" (the given labels).
+            each example, or token of a language model), or "empirical" (the given labels).
         corrected: EK-FAC.
-        seed: Of drawn labels; see `drawn_slopes`. `fit_fisher` draws the same.
+        seed: Of drawn labels; see `drawn_labels`. `fit_fisher` draws the same.
         dtype: Precision of the passes; default the parameters' own, never below float32. Sums over blocks and
             eigen-decompositions are in float64.
     Raises:
-        UnsupportedError: The loss has no known Hessian or distribution, which this Fisher matrix needs; or the model
-            treats some examples in another way than the first three.
+        UnsupportedError: The loss has no known Hessian or distribution, which this Fisher matrix needs; "exact" of more
+            outputs than `whence.task.losses.LARGEST_BASIS`, as language models have; or the model treats some examples
+            in another way than the first three.
         NonFiniteError: Something in a layer is NaN or infinite; it is named.
     Cost:
         Two passes over the train set, and for "sampled" a forward pass; memory sum over layers of i^2 + o^2 + i o.
