@@ -292,13 +292,18 @@ def test_warnings_are_one_line_on_stderr(monkeypatch, capsys):
 
 @pytest.mark.skipif(os.name == "nt", reason="sends POSIX signals")
 def test_ctrl_c_ends_with_130_and_the_same_command_continues(project):
-    process = whence_process("gold", "slow.toml", "--progress", "json")
+    # Where tests run in the background a shell has them ignore this signal, and so would their children.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = whence_process("gold", "slow.toml", "--progress", "json", **heard)
     assert process.stderr is not None
     for line in process.stderr:
         if '"further training"' in line and '"progress"' in line:
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # nothing is left running where the signal was not heard
     assert process.returncode == 130
     assert out == ""
     assert "The same command continues where it stopped: whence gold slow.toml --progress json" in err
