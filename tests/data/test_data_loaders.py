@@ -14,7 +14,8 @@ from whence.data.files import read_idx, read_table
 from whence.errors import DataError, InputError, UnknownNameError
 
 BUNDLED = ("breast_cancer", "diabetes", "digits")
-FROM_FOLDER = tuple(sorted(set(LOADERS) - set(BUNDLED) - {"sst2"}))  # texts have dicts, and tests of their own
+TEXTS = {"sst2", "wikitext2"}  # dicts, with tests of their own
+FROM_FOLDER = tuple(sorted(set(LOADERS) - set(BUNDLED) - TEXTS))
 SMALL = {name: {"n_train": 50, "n_test": 20} for name in ("mnist", "fashion_mnist")}
 
 needs_data = pytest.mark.skipif(

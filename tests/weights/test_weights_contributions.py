@@ -49,6 +49,8 @@ CASES = {
     "kfac": ("kfac", {}),
     "ekfac": ("ekfac", {}),
     "trak": ("trak", {"dim": 4, "n_projections": 2}),
+    "logra": ("logra", {"rank": 3}),
+    "trackstar": ("trackstar", {"rank": 3, "mixture": 0.0}),  # otherwise scores depend on the queries beside them
     "tracin": ("tracin", {"checkpoints": [classifier().task.model.state_dict()]}),
 }
 NOT_LINEAR = ("grad_cos", "embedding_cosine", "representer", "random")

@@ -12,13 +12,13 @@ from whence.data.examples import Examples
 class Split:
     """A data set in two parts. Batches are `(x, y)`; of texts dicts of ids, mask and labels.
 
-    `x` is float32; `y` is float32 (n, 1) for regression, int64 (n,) for classification. Ids are row numbers of the
-    source, so that a row can be found there again.
+    `x` is float32; `y` is float32 (n, 1) for regression, int64 (n,) for classification; for a language the next token
+    is asked for, one of `n_classes`. Ids are row numbers of the source, so that a row can be found there again.
     """
 
     train: Examples
     test: Examples
-    kind: Literal["regression", "classification"]
+    kind: Literal["regression", "classification", "language"]
     n_classes: int | None
     name: str
     notes: str

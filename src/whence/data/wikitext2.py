@@ -49,7 +49,7 @@ def load_wikitext2(
         f"{len(words)} token ids from the validation part"
     )
     first = [part.subset(range(count)) for part, count in zip((train, test), counts, strict=True)]
-    return Split(first[0], first[1], "classification", len(words), "wikitext2", notes)
+    return Split(first[0], first[1], "language", len(words), "wikitext2", notes)
 
 
 def wikitext2_vocabulary(*, vocabulary: int = 4096) -> Vocabulary:
