@@ -36,15 +36,20 @@ class ParameterGroups:
     tensors: tuple[str, ...]
 
     @classmethod
-    def of(cls, layout: ParameterLayout, grouping: str | NameOf | Grouping = "tensor") -> ParameterGroups:
+    def of(
+        cls, layout: ParameterLayout, grouping: str | NameOf | Grouping | ParameterGroups = "tensor"
+    ) -> ParameterGroups:
         """Group the parameters of `layout`.
 
         Args:
             layout: The tracked parameters.
-            grouping: A name in `GROUPINGS`, a callable parameter name -> group name, or a `Grouping`, such as `Heads`.
+            grouping: A name in `GROUPINGS`, a callable parameter name -> group name, or a `Grouping`, such as `Heads`;
+                groups that are there already are given back.
         Raises:
             InputError: A tensor is split along an axis that it does not have, or not into as many labels.
         """
+        if isinstance(grouping, ParameterGroups):
+            return grouping
         named = look_up(GROUPINGS, grouping, "grouping") if isinstance(grouping, str) else grouping
         place: dict[str, int] = {}
         sizes: list[int] = []

@@ -192,7 +192,7 @@ def contributions_with(
 
 def _contributions(call: Call, inputs: Inputs, groups: str | NameOf | Grouping | ParameterGroups) -> Contributions:
     layout, n_query = inputs.task.layout, len(inputs.queries)
-    found = groups if isinstance(groups, ParameterGroups) else ParameterGroups.of(layout, groups)
+    found = ParameterGroups.of(layout, groups)
     size = max(1, QUERY_ROWS // (len(found) * layout.n_params * torch.float64.itemsize))
     if size >= n_query:
         return _part(call, inputs, found)

@@ -255,7 +255,7 @@ def gradient_shards(
     require_count(dim, "dim")
     require_count(seed, "seed", minimum=0)
     Inputs(task, train, train.subset([0]))  # checks what every method checks
-    found = groups if isinstance(groups, ParameterGroups) else ParameterGroups.of(task.layout, groups)
+    found = ParameterGroups.of(task.layout, groups)
     project = GroupProjection(found, task.layout, dim, seed)
     factors = _factors(_codes(task, train.subset(range(min(len(train), 64))), project), project.dims)
     facts = {

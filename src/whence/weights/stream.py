@@ -90,7 +90,7 @@ def stream_contributions(
     """
     call = Call.of(method, at, options, linear=True)
     inputs = Inputs(task, train, queries)
-    found = groups if isinstance(groups, ParameterGroups) else ParameterGroups.of(task.layout, groups)
+    found = ParameterGroups.of(task.layout, groups)
     ((amount, result),) = call.run(inputs.by_group(found)).items()
     n_query, n_groups = len(queries), len(found)
 
