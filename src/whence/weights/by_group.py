@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -205,24 +205,34 @@ def _contributions(call: Call, inputs: Inputs, groups: str | NameOf | Grouping |
 
 def _part(call: Call, inputs: Inputs, groups: ParameterGroups) -> Contributions:
     """Contributions of queries that fit into memory at once."""
+    blocks, facts = group_blocks(call, inputs, groups)
+    values = collected(blocks(), (len(inputs.queries), inputs.n_train, len(groups)))
+    return Contributions(values, groups, **facts)
+
+
+def group_blocks(
+    call: Call, inputs: Inputs, groups: ParameterGroups
+) -> tuple[Callable[[], Iterator[tuple[slice, Tensor]]], dict[str, Any]]:
+    """A pass over (slice of train examples, (n_groups, n_query, b)), and what `Contributions` says beside values."""
     ((amount, result),) = call.run(inputs.by_group(groups)).items()
-    n_query, n_groups = len(inputs.queries), len(groups)
-    values: Tensor | None = None
-    for block in result.blocks():
-        # Row q * n_groups + j of a block is group j of query q.
-        split = block.values.detach().cpu().reshape(n_query, n_groups, -1)
-        if values is None:
-            values = torch.empty(n_query, inputs.n_train, n_groups, dtype=split.dtype)
-        values[:, block.train_slice] = split.transpose(1, 2)
-    assert values is not None  # every method yields a block
+    shape = len(inputs.queries), len(groups), -1
+
+    def blocks() -> Iterator[tuple[slice, Tensor]]:
+        for block in result.blocks():
+            # Row q * n_groups + j of a block is group j of query q.
+            yield block.train_slice, block.values.detach().reshape(shape).transpose(0, 1)
+
     header = block_source(call.preset, inputs, result, amount)
-    return Contributions(
-        values=values,
-        groups=groups,
-        query_ids=header.query_ids,
-        train_ids=header.train_ids,
-        method=header.method,
-        orientation=float(inputs.orientation),
-        unit=header.unit,
-        provenance=header.provenance,
-    )
+    facts = {name: getattr(header, name) for name in ("query_ids", "train_ids", "method", "unit", "provenance")}
+    return blocks, {**facts, "orientation": float(inputs.orientation)}
+
+
+def collected(blocks: Iterator[tuple[slice, Tensor]], shape: tuple[int, int, int]) -> Tensor:
+    """All blocks (n_groups, n_query, b) as one tensor of `shape` (n_query, n_train, n_groups), on the CPU."""
+    values: Tensor | None = None
+    for part, block in blocks:
+        if values is None:
+            values = torch.empty(shape, dtype=block.dtype)
+        values[:, part] = block.permute(1, 2, 0).cpu()
+    assert values is not None  # a train set has examples
+    return values

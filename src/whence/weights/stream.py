@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from whence.data import Examples
-from whence.methods import Call, Inputs, block_source
+from whence.methods import Call, Inputs
 from whence.scores import Ids
 from whence.task import Grouping, NameOf, ParameterGroups, Task
-from whence.weights.by_group import Contributions
+from whence.weights.by_group import Contributions, collected, group_blocks
 
 ContributionBlocks = Callable[[], Iterator[tuple[slice, Tensor]]]  # slices in order, (n_groups, n_query, b)
 
@@ -44,12 +43,7 @@ class ContributionStream:
 
     def collect(self) -> Contributions:
         """All of them at once: n_query x n_train x n_groups numbers."""
-        values: Tensor | None = None
-        for part, block in self.blocks():
-            if values is None:
-                values = torch.empty(self.shape, dtype=block.dtype)
-            values[:, part] = block.permute(1, 2, 0).cpu()
-        assert values is not None  # a train set has examples
+        values = collected(self.blocks(), self.shape)
         facts = {name: getattr(self, name) for name in ("method", "orientation", "unit", "provenance")}
         return Contributions(values, self.groups, self.query_ids, self.train_ids, **facts)
 
@@ -91,22 +85,5 @@ def stream_contributions(
     call = Call.of(method, at, options, linear=True)
     inputs = Inputs(task, train, queries)
     found = ParameterGroups.of(task.layout, groups)
-    ((amount, result),) = call.run(inputs.by_group(found)).items()
-    n_query, n_groups = len(queries), len(found)
-
-    def blocks() -> Iterator[tuple[slice, Tensor]]:
-        for block in result.blocks():
-            # Row q * n_groups + j of a block is group j of query q.
-            yield block.train_slice, block.values.detach().reshape(n_query, n_groups, -1).transpose(0, 1)
-
-    header = block_source(call.preset, inputs, result, amount)
-    return ContributionStream(
-        blocks,
-        found,
-        header.query_ids,
-        header.train_ids,
-        header.method,
-        float(inputs.orientation),
-        header.unit,
-        header.provenance,
-    )
+    blocks, facts = group_blocks(call, inputs, found)
+    return ContributionStream(blocks, found, **facts)
