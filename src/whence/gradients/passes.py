@@ -18,7 +18,7 @@ from whence.gradients.route import n_outputs
 from whence.task import Task, model_state
 
 PASS_EXAMPLES = 128  # of one forward pass, at most
-OUTPUT_MEMORY = 64 * 2**20  # bytes of a block's outputs, of which about four copies live at once
+OUTPUT_MEMORY = 16 * 2**20  # bytes of a block's outputs, of which about four copies live at once
 # outputs (b, ...), batch, places in the data set -> (b, r, c) for c flattened outputs
 Cotangents = Callable[[Tensor, Batch, slice], Tensor]
 

@@ -21,7 +21,7 @@ from whence.task.parameters import ParameterLayout
 Outputs = Callable[[nn.Module, Batch], Tensor]
 CHECKED_AT_ONCE = 256  # examples in a pass of `Task.check`, whose memory does not grow with the data
 CHECKED_FIRST = 16  # examples in its first pass, which shows how large their outputs are
-CHECKED_OUTPUTS = 2**24  # numbers in the outputs of a pass, which makes later passes of language models small
+CHECKED_OUTPUTS = 2**22  # numbers in the outputs of a pass, which makes later passes of language models small
 
 
 @dataclass(frozen=True)
