@@ -19,15 +19,20 @@ if TYPE_CHECKING:
     from whence.data import load as load
     from whence.data import plant_label_noise as plant_label_noise
     from whence.data import random_kept_sets as random_kept_sets
-    from whence.evaluation import agreement as agreement
-    from whence.evaluation import lds as lds
     from whence.evaluation import mislabel_auc as mislabel_auc
-    from whence.evaluation import reliability as reliability
-    from whence.evaluation import seeds_curve as seeds_curve
+    from whence.evaluation import mislabel_aucs as mislabel_aucs
+    from whence.evaluation.agreement import agreement as agreement
+    from whence.evaluation.brittleness import brittleness as brittleness
+    from whence.evaluation.lds import lds as lds
+    from whence.evaluation.reliability import reliability as reliability
+    from whence.evaluation.removal import removal as removal
+    from whence.evaluation.seeds_curve import seeds_curve as seeds_curve
+    from whence.evaluation.tail_patch import tail_patch as tail_patch
     from whence.gold import Gold as Gold
     from whence.gold import further_train as further_train
     from whence.gold import reinitialized as reinitialized
     from whence.gold import retrain as retrain
+    from whence.gold.class_lead import class_lead as class_lead
     from whence.gradients import check_gradients as check_gradients
     from whence.methods import METHODS as METHODS
     from whence.methods import Inputs as Inputs
@@ -79,7 +84,9 @@ _ROOMS = {
     "attribute": "methods",
     "attribute_with": "methods",
     "audit": "studies.audit",
+    "brittleness": "evaluation",
     "check_gradients": "gradients",
+    "class_lead": "gold",
     "contributions": "weights",
     "contributions_with": "weights",
     "damped_inverse": "algebra",
@@ -92,13 +99,16 @@ _ROOMS = {
     "load": "data",
     "load_checkpoint": "task",
     "mislabel_auc": "evaluation",
+    "mislabel_aucs": "evaluation",
     "plant_label_noise": "data",
     "random_kept_sets": "data",
     "reinitialized": "gold",
     "reliability": "evaluation",
+    "removal": "evaluation",
     "retrain": "gold",
     "seeds_curve": "evaluation",
     "self_influence": "methods",
+    "tail_patch": "evaluation",
     "train": "training",
     "write_report": "report",
 }
@@ -125,7 +135,9 @@ __all__ = [
     "attribute",
     "attribute_with",
     "audit",
+    "brittleness",
     "check_gradients",
+    "class_lead",
     "contributions",
     "contributions_with",
     "damped_inverse",
@@ -138,13 +150,16 @@ __all__ = [
     "load",
     "load_checkpoint",
     "mislabel_auc",
+    "mislabel_aucs",
     "plant_label_noise",
     "random_kept_sets",
     "reinitialized",
     "reliability",
+    "removal",
     "retrain",
     "seeds_curve",
     "self_influence",
+    "tail_patch",
     "train",
     "write_report",
 ]
