@@ -13,6 +13,7 @@ from benchmarks.audit import audit_section
 from benchmarks.peers.table import peers_section
 from benchmarks.published import PUBLISHED, PUBLISHED_FIGURES, PublishedFigures
 from benchmarks.unrolled import init_section
+from benchmarks.weights.section import weighting_sections
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -377,6 +378,7 @@ def main() -> None:
     weights = RESULTS / "weights.json"
     if weights.is_file():
         lines += weights_section(json.loads(weights.read_text()))
+    lines += weighting_sections(RESULTS)
     unrolled = RESULTS / "unrolled.json"
     if unrolled.is_file():
         found = json.loads(unrolled.read_text())

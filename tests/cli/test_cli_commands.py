@@ -18,6 +18,7 @@ from whence.cli import main
 from whence.cli.show import show_agree
 from whence.errors import WhenceWarning
 from whence.runs.agree import AgreeResult
+from whence.task import GroupWeights
 
 FACTORY = """
 import torch
@@ -221,7 +222,7 @@ def test_weigh_evaluate_and_report_print_what_they_found_and_where(project, caps
     (project / "weighed.toml").write_text(WEIGHED)
     assert main(["--quiet", "score", "weighed.toml"]) == 0
     shown = {
-        "weigh": ("grad_dot (weighed)  parameters  rms", "runs/tiny/weights"),
+        "weigh": ("grad_dot (weighed)  parameters  energy  rms", "runs/tiny/weights"),
         "evaluate": ("Paired differences.", "runs/tiny/evaluation/evaluation.json"),
         "report": ("", "runs/tiny/report.html"),
     }
@@ -235,6 +236,35 @@ def test_weigh_evaluate_and_report_print_what_they_found_and_where(project, caps
     assert main(["report", "weighed.toml", "--method", "horizon", "--method", "grad_dot", "--quiet"]) == 0
     assert main(["report", "weighed.toml", "--method", "grad_dto", "--quiet"]) == 1
     assert "Did you mean 'grad_dot'?" in capsys.readouterr().err
+
+
+def test_weigh_prints_shares_weights_and_how_they_were_found(project, capsys):
+    few_shot = "without_hubs = true\nguard = true\nentropy_floor = 1.0\nfew_shot = 5\n[evaluate]"
+    text = WEIGHED.replace("weigh.k = 2", "").replace("[evaluate]", f"[weigh]\nk = 2\n{few_shot}")
+    (project / "weighed.toml").write_text(text)
+    assert main(["weigh", "weighed.toml", "--progress", "silent"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rms = GroupWeights.load("runs/tiny/weights/grad_dot/rms.json").values
+    energy = 100 / rms.square() / (1 / rms.square()).sum()
+    assert [line.split()[:4] for line in lines[:3]] == [
+        ["grad_dot", "(weighed)", "parameters", "energy"],
+        ["weight", "66.7", "%", f"{energy[0]:.1f}"],  # 2 of 3 parameters
+        ["bias", "33.3", "%", f"{energy[1]:.1f}"],
+    ]
+    assert lines[0].split()[4:] == ["rms", "learned", "few_shot"]
+    assert lines[1].split()[6] == "1.000"  # the floor is uniform
+    rest = "\n".join(lines[3:])
+    for shown in (
+        "contributions in memory",
+        "Loss on 4 learning queries before the entropy floor, lower is better: uniform -",
+        "Loss on 1 held out",
+        "Likeness of two of 5 folds: cosine ",
+        "Guard: ",
+        "Entropy floor 1: 100 % uniform weights.",
+        "Few-shot from 5 kept sets",
+        '[score.options.grad_dot] weights = "runs/tiny/weights/grad_dot/learned.json"',
+    ):
+        assert shown in rest, shown
 
 
 def test_weigh_without_learning_queries_says_what_to_return(project, capsys):

@@ -10,6 +10,7 @@ from whence.data import Examples
 from whence.report import ReportCase, write_report
 from whence.scores import ScoreMatrix
 from whence.task import GroupWeights, ParameterGroups
+from whence.weights import Contributions
 
 HOSTILE = "<script>alert(1)</script>\"'&</script><!--"
 NAN = float("nan")
@@ -63,6 +64,13 @@ def groups(*names):
     return ParameterGroups(names, tuple(range(len(names))), tuple(10 * (k + 1) for k in range(len(names))), names)
 
 
+def contributed(case, *names, method="trak"):
+    """Contributions of groups to the scores of a case."""
+    generator, shape = torch.Generator().manual_seed(1), (len(case.queries), len(case.train), len(names))
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return Contributions(values, groups(*names), case.queries.ids, case.train.ids, method)
+
+
 def full(case=pictures):
     """A case with everything a page can show."""
     plain = case()
@@ -83,6 +91,7 @@ def full(case=pictures):
             GroupWeights(torch.tensor([1.0, 3.0]), cut, "rms", "trak", {"seconds": 2.5}),
             GroupWeights(torch.tensor([0.0, 1.0]), cut, "learned", "trak", {"note": "fell back to uniform"}),
         ],
+        contributions=contributed(plain, "conv", "head"),
         group_lds={"conv": (0.125, 0.1, 0.2), "head": (-0.05, -0.1, 0.0)},
         lds={"trak": (0.3, 0.25, 0.35), "trak, learned": (0.4, 0.35, 0.45), "flat": (NAN, NAN, NAN)},
         lds_ceiling=(0.8, 0.75, 0.85),

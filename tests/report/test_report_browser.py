@@ -3,17 +3,20 @@
 import csv
 import io
 import json
+import re
 import shutil
 import time
 
 import pandas as pd
 import pytest
 import torch
-from report_cases import HOSTILE, full, pictures, table, texts
+from report_cases import HOSTILE, contributed, full, groups, pictures, table, texts
 
 from whence.data import Examples
 from whence.report import ReportCase, write_report
 from whence.scores import ScoreMatrix
+from whence.task import GroupWeights
+from whence.weights import Contributions
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -253,6 +256,8 @@ def test_hostile_texts_are_texts(tmp_path, visit):
         lds={HOSTILE: (nan, nan, nan)},
         notes=["<img src=x onerror=alert(1)>", "\ud800"],
         facts={HOSTILE: HOSTILE},
+        weights=[GroupWeights(torch.ones(2), groups(HOSTILE, "b" * 300), HOSTILE, HOSTILE)],
+        contributions=Contributions(torch.rand(3, 3, 2), groups(HOSTILE, "b" * 300), queries.ids, train.ids, HOSTILE),
         missing={HOSTILE: HOSTILE},
         suspects=pd.DataFrame({"id": [HOSTILE], "score": [nan], "given": [HOSTILE], "true": [nan]}),
     )
@@ -419,3 +424,135 @@ def test_exports_are_no_formulas_to_a_spreadsheet(tmp_path, visit):
         assert cell[:1] not in ("=", "+", "@")
     # Numbers stay numbers, negative ones too.
     assert "-0.3" in " ".join(cells)
+
+
+# --- lists by other weights -------------------------------------------------------------------------------------------
+
+
+def weighed(make, n_groups=4):
+    """A case whose first group decides nothing alone, and weights that leave one out."""
+    plain = make(n_query=4, n_train=80, k=6)
+    found = contributed(plain, *(f"layers.{k}.<b>weight</b>" for k in range(n_groups)), method="grad_dot")
+    values = torch.tensor([0.0, 1.0, 5.0, *[1.0] * (n_groups - 3)])
+    weights = [GroupWeights(values.flip(0) + 1, found.groups, "rms", "grad_dot")]
+    weights.append(GroupWeights(values, found.groups, "learned", "grad_dot"))
+    return ReportCase(plain.title, plain.train, plain.queries, plain.scores, k=6, weights=weights, contributions=found)
+
+
+MADE = {"pictures": pictures, "table": table, "texts": texts}
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    """A page with three cases that can be ranked anew, and the cases."""
+    cases = [weighed(make) for make in MADE.values()]
+    return write_report(tmp_path_factory.mktemp("lists") / "report.html", cases), cases
+
+
+def listed(page, name):
+    """Ids of a list; a table begins with the id of the query."""
+    ids = page.page.locator(f"[data-list={name}] .id").all_inner_texts()
+    is_table = page.page.locator(f"[data-list={name}] table").count() > 0
+    return ids[1:] if is_table else ids
+
+
+def wanted(case, query, weights, side):
+    top = case.contributions.scores(weights).top(6, sign=side)
+    return [str(id) for id in top[top["query"] == case.contributions.query_ids[query]]["train"]]
+
+
+@pytest.mark.parametrize("case", [1, 2, 3], ids=list(MADE))
+@pytest.mark.parametrize("side", ["supports", "opposes"])
+def test_the_browser_ranks_by_a_group_as_python_does(lists, visit, case, side):
+    path, cases = lists
+    chosen = cases[case - 1]
+    key = chosen.contributions.query_ids[1]
+    page = visit(path, f"#case={case}&view=groups&query={key}&side={side}")
+    for k, group in enumerate(chosen.contributions.groups.names):
+        page.page.locator(".picks input").nth(k).check()
+        alone = GroupWeights.only(chosen.contributions.groups, group)
+        assert listed(page, "after") == wanted(chosen, 1, alone, side)
+        assert listed(page, "before") == wanted(chosen, 1, None, side)
+        assert "certain" not in page.text(".detail > .status")
+        page.page.locator(".picks input").nth(k).uncheck()
+    assert listed(page, "after") == wanted(chosen, 1, chosen.weights[-1], side)
+
+
+def test_several_groups_are_ranked_by_their_sum_as_far_as_that_is_certain(lists, visit):
+    path, cases = lists
+    chosen = cases[0]
+    page = visit(path, "#view=groups&by=g0.2")
+    assert [page.page.locator(".picks input").nth(k).is_checked() for k in range(4)] == [True, False, True, False]
+    both = GroupWeights(torch.tensor([1.0, 0.0, 1.0, 0.0]), chosen.contributions.groups)
+    found, said = listed(page, "after"), page.text(".detail > .status")
+    certain = re.search(r"Only the first (\d+) rank|(No rank is certain)", said)
+    until = 6 if certain is None else int(certain[1] or 0)
+    assert found[:until] == wanted(chosen, 0, both, "supports")[:until]
+    page.page.get_by_role("button", name="all", exact=True).click()
+    assert listed(page, "after") == listed(page, "before") == wanted(chosen, 0, None, "supports")
+    page.page.get_by_role("button", name="none", exact=True).click()
+    assert "by=" not in page.page.evaluate("location.hash")
+
+
+@pytest.mark.parametrize("case", [1, 2, 3], ids=list(MADE))
+def test_lists_before_and_after_say_how_examples_moved(lists, visit, case):
+    path, cases = lists
+    chosen = cases[case - 1]
+    page = visit(path, f"#case={case}&view=groups")
+    for name, weights in (("w0", chosen.weights[0]), ("w1", chosen.weights[1])):
+        page.page.select_option(".lists label:has-text('Compare') select", name)
+        before, after = wanted(chosen, 0, None, "supports"), wanted(chosen, 0, weights, "supports")
+        assert (listed(page, "before"), listed(page, "after")) == (before, after)
+        moves = page.page.locator("[data-list=after] .move").all_inner_texts()
+        for rank, (id, move) in enumerate(zip(after, moves, strict=True)):
+            at = before.index(id) if id in before else None
+            arrow = "\u25b2" if at is not None and at > rank else "\u25bc"
+            assert move == ("new, was below 6" if at is None else "stays" if at == rank else f"{arrow} was #{at + 1}")
+        gone = page.page.locator("[data-list=before] .move.lower", has_text="leaves the first 6").count()
+        assert gone == len(set(before) - set(after)) > 0
+    shown = page.page.locator("[data-list=after] .score").all_inner_texts()
+    top = chosen.contributions.scores(chosen.weights[1]).top(6)["score"][:6]
+    assert [float(text.replace("\N{MINUS SIGN}", "-")) for text in shown] == pytest.approx(list(top), rel=5e-3)
+
+
+def test_group_names_are_texts_and_lists_are_exported(lists, visit):
+    path, cases = lists
+    page = visit(path, "#view=groups&by=g1")
+    assert page.page.locator("#panel b").count() == 0
+    assert "layers.1.<b>weight</b>" in page.text(".picks")
+    assert "layers.1.<b>weight</b>" in page.text("[data-list=after] h3")
+    rows = list(csv.DictReader(page.download(lambda: page.page.click(".lists [data-export=csv]")).splitlines()))
+    alone = GroupWeights.only(cases[0].contributions.groups, "layers.1.<b>weight</b>")
+    assert [row["train"] for row in rows[:6]] == wanted(cases[0], 0, None, "supports")
+    assert [row["train"] for row in rows[6:]] == wanted(cases[0], 0, alone, "supports")
+    assert rows[6]["weights"] == "layers.1.<b>weight</b>"
+
+
+def test_the_keyboard_alone_picks_groups_and_steps_through_queries(lists, visit):
+    path, _ = lists
+    page = visit(path, "#view=groups")
+    page.page.focus(".picks input")
+    page.page.keyboard.press("Space")
+    assert "by=g0" in page.page.evaluate("location.hash")
+    assert page.page.evaluate("document.activeElement.matches('.picks input')")  # the focus is not lost by the lists
+    page.page.keyboard.press("j")
+    assert page.query() == "Query q-1"
+    assert page.page.input_value(".lists label:has-text('Query') select") == "q-1"
+    page.page.keyboard.press("1")
+    assert (page.view(), page.query()) == ("queries", "Query q-1")
+
+
+def test_printed_lists_stay_and_their_controls_go(lists, visit):
+    path, _ = lists
+    page = visit(path, "#view=groups")
+    page.page.emulate_media(media="print")
+    assert page.page.locator("[data-list=after] .score").first.is_visible()
+    assert not page.page.locator(".picks").is_visible()
+    assert not page.page.locator(".lists").is_visible()
+
+
+@pytest.mark.parametrize("case", [1, 2, 3], ids=list(MADE))
+def test_lists_fit_a_phone(lists, visit, case):
+    path, _ = lists
+    page = visit(path, f"#case={case}&view=groups&by=g0", viewport={"width": 390, "height": 844})
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 390

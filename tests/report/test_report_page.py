@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from report_cases import HOSTILE, NAN, data_of, full, groups, pictures, table, texts, texts_of, write
+from report_cases import HOSTILE, NAN, contributed, data_of, full, groups, pictures, table, texts, texts_of, write
 
 import whence
 from whence.data import Examples
@@ -17,10 +17,12 @@ from whence.errors import DataError, InputError, StoreError, StoreWriteError
 from whence.report import ReportCase, write_report
 from whence.report.album import BUDGET, PASSAGE_BUDGET, Album
 from whence.report.blocks import embedded
+from whence.report.charts.heat_map import layout_of
 from whence.report.exhibits import TRAIN, Exhibits
 from whence.report.views.concentration import carried
 from whence.scores import ScoreMatrix, TopK
 from whence.task import GroupWeights
+from whence.weights import Contributions
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
@@ -158,6 +160,7 @@ def test_hostile_texts_appear_only_escaped(tmp_path, picture):
         facts={HOSTILE: HOSTILE},
         suspects=pd.DataFrame({"id": [HOSTILE], "score": [NAN], "given": [HOSTILE], "true": [NAN]}),
         weights=[GroupWeights(torch.ones(2), groups(HOSTILE, "b"), HOSTILE, HOSTILE, {HOSTILE: HOSTILE})],
+        contributions=Contributions(torch.ones(3, 3, 2), groups(HOSTILE, "b"), queries.ids, train.ids, HOSTILE),
         group_lds={HOSTILE: (0.1, 0.0, 0.2)},
         lds={HOSTILE: (0.1, 0.0, 0.2)},
         lds_differences={HOSTILE: (0.1, 0.0, 0.2)},
@@ -398,11 +401,12 @@ def test_lds_is_a_chart_with_its_ceiling_and_the_same_numbers(tmp_path):
 def test_weights_are_a_heat_map_and_a_table_in_the_model_s_order(tmp_path):
     html, data = write(tmp_path / "report.html", full())
     columns, rows = the_table(data, "groups", "groups")
-    assert columns == ["group", "parameters", "trak, rms", "trak, learned", "LDS alone"]
+    assert columns == ["group", "parameters", "share of score energy", "trak, rms", "trak, learned", "LDS alone"]
     assert [row[0]["text"] for row in rows] == ["conv", "head"]
     assert [row[1]["value"] for row in rows] == [10, 20]
-    assert [[row[2]["value"], row[3]["value"]] for row in rows] == [[0.5, 0.0], [1.5, 2.0]]
-    assert [row[4]["value"] for row in rows] == [[0.125, 0.1, 0.2], [-0.05, -0.1, 0.0]]
+    assert [row[2]["value"] for row in rows] == pytest.approx([0.9, 0.1])  # RMS weights 1 : 3
+    assert [[row[3]["value"], row[4]["value"]] for row in rows] == [[0.5, 0.0], [1.5, 2.0]]
+    assert [row[5]["value"] for row in rows] == [[0.125, 0.1, 0.2], [-0.05, -0.1, 0.0]]
     assert "var(--supports)" in html
     columns, facts = the_table(data, "groups", "weights")
     found = {row[0]["text"]: [cell.get("text", "") for cell in row[1:]] for row in facts}
@@ -412,15 +416,68 @@ def test_weights_are_a_heat_map_and_a_table_in_the_model_s_order(tmp_path):
     assert found["seconds"] == ["2.5", ""]
 
 
-def test_many_groups_keep_their_width(tmp_path):
-    names = [f"transformer.h.{k}.attn.weight" for k in range(148)]
+def test_many_groups_are_a_grid_of_depths_and_functions(tmp_path):
+    names = [f"transformer.h.{k}.{part}" for k in range(37) for part in ("attn.q", "attn.k", "attn.v", "mlp")]
     case = pictures(weights=[GroupWeights(torch.arange(148.0), groups(*names))])
     html, data = write(tmp_path / "report.html", case)
-    width = float(re.search(r'<template id="chart-\d+"><svg[^>]* width="(\d+)', html)[1])
-    assert width > 148 * 16
-    assert all(name in html for name in names)
+    svg = re.search(r'<template id="chart-\d+">(<svg.*?</svg>)', html, re.DOTALL)[1]
+    width, height = (float(re.search(rf'<svg[^>]* {side}="([0-9.]+)', svg)[1]) for side in ("width", "height"))
+    assert height > 37 * 18
+    assert width < 700
+    assert svg.count(">transformer.h.36<") == svg.count(">attn.q<") == 1
     assert len(the_table(data, "groups", "groups")[1]) == 148
     assert [block.get("wide") for block in blocks(data, "groups", "chart")] == [True]
+
+
+@pytest.mark.parametrize(
+    "names, rows, columns, is_grid",
+    [
+        (["0.weight", "0.bias", "2.weight", "2.bias"], ("0", "2"), ("weight", "bias"), True),
+        (["stem", "h.0.attn head 0", "h.0.attn head 1", "h.1.attn head 0"], ("stem", "h.0", "h.1"), None, True),
+        (["up.0: attn.q", "up.1: attn.q", "mid: attn.q"], ("up.0", "up.1", "mid"), ("attn.q",), True),
+        (["0[0:16]", "0[16:32]", "2[0:16]"], ("0", "2"), ("[0:16]", "[16:32]"), True),
+        (["a.x", "b.y", "b.z"], ("a", "b"), ("1", "2"), False),  # no function is in two depths
+        (["conv.weight", "head.bias", "other"], ("conv", "head", "other"), ("1",), False),
+    ],
+)
+def test_the_layout_of_a_heat_map_follows_the_names(names, rows, columns, is_grid):
+    layout = layout_of(names)
+    assert (layout.rows, layout.is_grid) == (rows, is_grid)
+    assert columns is None or layout.columns == columns
+    assert len(set(layout.at)) == len(names)  # every group has a place of its own
+
+
+def test_stability_and_guard_are_told_beside_the_weights(tmp_path):
+    facts = {
+        "stability": {"folds": 4, "cosine": 0.875, "low": [0.25, 1.0], "high": [0.5, 2.0]},
+        "guard": {"chosen": "rms", "losses": [["uniform", 0.0], ["rms", -1.0]]},
+    }
+    case = pictures(weights=[GroupWeights(torch.tensor([1.0, 3.0]), groups("a", "b"), "learned", "trak", facts)])
+    _, data = write(tmp_path / "report.html", case)
+    columns, rows = the_table(data, "groups", "groups")
+    assert columns == ["group", "parameters", "trak, learned"]
+    assert [row[2]["value"] for row in rows] == [[0.5, 0.25, 0.5], [1.5, 1.0, 2.0]]
+    assert rows[0][2]["quiet"] == "0.25 to 0.50"
+    text = plain_text(texts_of(view(data, "groups")))
+    for shown in ("two of 4 folds", "cosine 0.88", "the guard took rms weights", "entropy 0.81", "1.5 on b"):
+        assert shown in text, shown
+    assert "stability.low" not in text
+
+
+def test_each_group_alone_stands_beside_the_ceiling(tmp_path):
+    html, data = write(tmp_path / "report.html", full())
+    chart = blocks(data, "groups", "chart")[1]
+    assert "The dashed rule is the ceiling" in chart["caption"]
+    svg = re.search(rf'<template id="chart-{chart["chart"]}">(<svg.*?</svg>)', html, re.DOTALL)[1]
+    assert ">conv<" in svg
+    assert ">head<" in svg
+    assert "stroke-dasharray" in svg
+    many = {f"g{k}": (k / 100, 0.0, 1.0) for k in range(50)}
+    html, data = write(tmp_path / "report.html", pictures(group_lds=many))
+    chart = blocks(data, "groups", "chart")[1]
+    svg = re.search(rf'<template id="chart-{chart["chart"]}">(<svg.*?</svg>)', html, re.DOTALL)[1]
+    assert "The 40 best of 50 groups" in chart["caption"]
+    assert (svg.count(">g9<"), svg.count(">g10<"), svg.count(">g49<")) == (0, 1, 1)
 
 
 def test_weights_over_other_groups_have_a_heat_map_of_their_own(tmp_path):
@@ -428,7 +485,7 @@ def test_weights_over_other_groups_have_a_heat_map_of_their_own(tmp_path):
     _, data = write(tmp_path / "report.html", pictures(weights=weights))
     assert len(blocks(data, "groups", "chart")) == 2
     _, data = write(tmp_path / "report.html", pictures(group_lds={"a": (0.1, NAN, NAN)}))
-    assert len(blocks(data, "groups", "chart")) == 1
+    assert len(blocks(data, "groups", "chart")) == 2  # the map, and the interval
     assert "learn_weights" in texts_of(view(data, "groups"))
 
 
@@ -749,6 +806,10 @@ def test_foreign_examples_are_refused():
     case = pictures()
     with pytest.raises(DataError, match="query ids are not among"):
         ReportCase("swapped", case.train, case.train, case.scores)
+    with pytest.raises(DataError, match="query ids are not among"):
+        ReportCase("swapped", case.train, case.train, None, contributions=contributed(case, "a"))
+    with pytest.raises(InputError, match="`contributions` must be"):
+        ReportCase("wrong", case.train, case.queries, None, contributions=case.scores)
 
 
 @pytest.mark.parametrize(
@@ -765,7 +826,7 @@ def test_foreign_examples_are_refused():
         ({"suspects": "t-1"}, "must be a table with the columns id, score and given"),
         ({"weights": GroupWeights(torch.ones(1), groups("a"))}, "single one in a list"),
         ({"weights": ["learned"]}, "list of `GroupWeights`"),
-        ({"weights": [GroupWeights(torch.ones(1), groups("a"))], "group_lds": {"b": (0, 0, 0)}}, "lacks, such as 'b'"),
+        ({"weights": [GroupWeights(torch.ones(1), groups("a"))], "group_lds": {"b": (0, 0, 0)}}, "lack, such as 'b'"),
         ({"lds": {"trak": (0.1, 0.2)}}, "`lds` must hold"),
         ({"lds_differences": [0.1]}, "`lds_differences` must hold"),
         ({"lds_ceiling": (0.1, 0.2)}, "`lds_ceiling` must hold"),

@@ -6,10 +6,11 @@ import math
 import pytest
 
 from whence.report import album, wording
+from whence.report.charts import heat_map
 from whence.report.wording import MINUS
 
 
-@pytest.mark.parametrize("module", [album, wording])
+@pytest.mark.parametrize("module", [album, wording, heat_map])
 def test_examples_in_the_docstrings(module):
     failed, attempted = doctest.testmod(module)
     assert attempted > 0

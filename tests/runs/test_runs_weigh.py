@@ -9,15 +9,18 @@ import torch
 from torch.testing import assert_close
 
 import whence
+from whence.data import random_kept_sets
 from whence.errors import ConfigError, DamagedShardError, StoreError, StoreMismatchError
-from whence.runs import run_score, run_weigh
+from whence.gold import reinitialized
+from whence.runs import run_evaluate, run_score, run_weigh
 from whence.runs.config import import_factory
 from whence.runs.folder import RunFolder
 from whence.runs.setup import Setup
 from whence.runs.start import build, read_config
-from whence.runs.weigh import read_contributions, read_weights, weighed_methods
+from whence.runs.weigh import read_contributions, read_weighted_scores, read_weights, weighed_methods
 from whence.storage import read_json
 from whence.task import GroupWeights, Task
+from whence.weights import SOLVERS, fit_weights, guarded, stability, with_entropy_floor, without_hubs
 
 FACTORY = """
 import pathlib
@@ -129,8 +132,9 @@ def test_weights_are_those_of_the_python_functions(finished):
             found = result.weights[method][name]
             assert_close(found.values, wanted.values, rtol=0, atol=0)
             assert (found.name, found.method, found.groups) == (name, method, asked.groups)
-            own = {**wanted.facts, "seconds": found.facts["seconds"]}
-            assert found.facts == own
+            own = {**wanted.facts, "seconds": found.facts["seconds"], "contributions": "in memory"}
+            assert {key: value for key, value in found.facts.items() if key != "stability"} == own
+            assert ("stability" in found.facts) == (name == "learned")
             top = pd.read_parquet(result.folder / "weights" / method / f"{name}-top.parquet")
             supporters = top[top["sign"] == "supports"].drop(columns="sign").reset_index(drop=True)
             pd.testing.assert_frame_equal(supporters, asked.scores(wanted).top(2))
@@ -247,6 +251,12 @@ def test_learning_queries_that_are_not_held_out_are_refused(project, learning, m
         ("k = 3", 'k = 3\nsolver = "nlns"', "Did you mean `nnls`"),
         ("k = 3", "kk = 3", "Unknown key `kk`.*Did you mean `k`"),
         ("k = 3", "k = 3\nholdout = 1.0", r"holdout"),
+        ("k = 3", "k = 3\nguard = true\nholdout = 0", r"`guard` compares losses on queries held out"),
+        ("k = 3", "k = 3\nentropy_floor = 1.5", r"`entropy_floor` must be in \[0, 1\]"),
+        ("k = 3", "k = 3\nfew_shot = 4", r"`few_shot` must be .* 5"),
+        ("k = 3", "k = 3\noptions.steps = 9", r"Unknown key `steps` in \[weigh\.options\].*Known: `max_rounds`"),
+        ("k = 3", 'k = 3\noptions.max_rounds = "9"', r"`weigh\.options\.max_rounds` must be an integer"),
+        ("k = 3", 'k = 3\n[score.options.grad_dot]\nweights = "w.json"', "scored with the weights of a file"),
         ('"module"', '"modul"', "Did you mean `module`"),
     ],
 )
@@ -272,6 +282,223 @@ def test_more_signal_than_examples_is_refused_and_named(project):
         run_weigh("tiny.toml")
     assert "This was method 'grad_dot'; methods weighed before it are kept." in caught.value.__notes__
     assert not (project / "runs" / "tiny").exists()
+
+
+# How weights are learned
+
+
+def learned(folder, method="grad_dot"):
+    return read_weights(RunFolder.existing(folder / "runs" / "tiny"), method)
+
+
+def learning_contributions(folder, groups="module", method="grad_dot", **options):
+    setup = setup_of(folder)
+    return whence.contributions(setup.task, setup.train, setup.learning_queries, method, groups=groups, **options)
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_every_solver_can_be_named(project, solver):
+    edit(project / "tiny.toml", "k = 3", f'k = 3\nsolver = "{solver}"\nmethods = ["grad_dot"]')
+    edit(project / "tiny.toml", 'methods = ["grad_dot", "horizon_ahead"]\n', "")
+    run_weigh("tiny.toml")
+    wanted = whence.learn_weights(learning_contributions(project), solver, k=3)
+    assert_close(learned(project)["learned"].values, wanted.values, rtol=0, atol=0)
+
+
+def test_options_reach_the_solver(project):
+    edit(project / "tiny.toml", "k = 3", 'k = 3\nsolver = "adamw"\noptions = {steps = 7, lr = 0.5}')
+    run_weigh("tiny.toml")
+    wanted = whence.learn_weights(learning_contributions(project), "adamw", k=3, steps=7, lr=0.5)
+    assert_close(learned(project)["learned"].values, wanted.values, rtol=0, atol=0)
+    assert learned(project)["learned"].facts["steps"] == 7
+
+
+def test_channels_are_groups_too(project):
+    edit(project / "tiny.toml", 'groups = "module"', 'groups = "channel"\nchannels = 3')
+    run_weigh("tiny.toml")
+    assert learned(project)["learned"].groups.names == ("0[0:3]", "0[3:4]", "2")
+
+
+def test_robust_weights_are_those_of_the_python_functions(project):
+    edit(project / "tiny.toml", "k = 3", "k = 3\nwithout_hubs = true\nguard = true\nentropy_floor = 0.99\nfolds = 3")
+    run_weigh("tiny.toml")
+    for method, options in METHODS.items():
+        found = without_hubs(learning_contributions(project, method=method, **options))
+        candidates = [whence.learn_weights(found, solver, k=3) for solver in ("uniform", "rms", "nnls")]
+        wanted = with_entropy_floor(guarded(candidates), 0.99)
+        own = learned(project, method)["learned"]
+        assert_close(own.values, wanted.values, rtol=0, atol=0)
+        assert own.facts["guard"] == wanted.facts["guard"]
+        assert own.facts["entropy"] == own.entropy >= 0.99
+        spread = stability(found, folds=3, k=3)
+        assert own.facts["stability"]["low"] == spread.table["low"].tolist()
+        assert own.facts["stability"]["cosine"] == spread.likeness.cosine
+        assert own.name == "learned"
+
+
+def test_few_shot_weights_follow_what_training_anew_does(project):
+    edit(
+        project / "tiny.toml",
+        "k = 3",
+        'k = 3\nfew_shot = 6\n[evaluate]\nseeds = 2\nfirst_seed = 1\nengine = "loop"\n'
+        "recipe = {lr = 0.1, batch_size = 5, epochs = 2}",
+    )
+    run_weigh("tiny.toml")
+    setup = setup_of(project)
+    outcomes = whence.retrain(
+        setup.task,
+        setup.train,
+        setup.learning_queries,
+        whence.Recipe(lr=0.1, batch_size=5, epochs=2),
+        kept=random_kept_sets(20, 6, seed=3),  # the first seed after those of the evaluation
+        seeds=[3, 4],
+        initialize=reinitialized(setup.task),
+        engine="loop",
+    ).outcomes()
+    wanted = fit_weights(learning_contributions(project), outcomes)
+    own = learned(project)["few_shot"]
+    assert_close(own.values, wanted.values, rtol=1e-9, atol=1e-12)
+    assert (own.facts["sets"], own.name) == (6, "few_shot")
+    assert list(learned(project)) == ["rms", "learned", "few_shot"]
+
+
+def test_few_shot_weights_need_an_original_training(project):
+    edit(project / "tiny.toml", "k = 3", "k = 3\nfew_shot = 6")
+    with pytest.raises(ConfigError, match=r"add \[evaluate\.recipe\]"):
+        run_weigh("tiny.toml")
+    assert not (project / "runs" / "tiny").exists()
+
+
+# Memory: 10 learning queries, 20 train examples, 2 groups are 3200 bytes; with 26 parameters 4160 of gradients by group
+
+
+def with_bytes(project, allowed, methods='["grad_dot", "horizon_ahead"]'):
+    edit(project / "tiny.toml", "k = 3", f"k = 3\nmemory_gib = {allowed / 2**30!r}")
+    edit(project / "tiny.toml", 'methods = ["grad_dot", "horizon_ahead"]', f"methods = {methods}")
+
+
+def test_contributions_that_just_fit_stay_in_memory(project):
+    with_bytes(project, 3200)
+    run_weigh("tiny.toml")
+    assert learned(project)["learned"].facts["contributions"] == "in memory"
+
+
+def test_contributions_that_do_not_fit_are_streamed_to_the_same_weights(project):
+    edit(project / "factory.py", "torch.randn(34,", "torch.randn(64,")
+    for old, new in (
+        ("x[20:30] += 1", "x[50:60] += 1"),
+        ("x[:20], y[:20]", "x[:50], y[:50]"),
+        ("x[20:30], y[20:30]", "x[50:60], y[50:60]"),
+        ("x[30:], y[30:]", "x[60:], y[60:]"),
+    ):
+        edit(project / "factory.py", old, new)
+    with_bytes(project, 5000)  # contributions take 8000, gradients by group 4160
+    run_weigh("tiny.toml")
+    for method, options in METHODS.items():
+        own = learned(project, method)["learned"]
+        assert own.facts["contributions"] == "streamed"
+        assert own.facts["passes"] > 1
+        assert "stability" not in own.facts
+        wanted = whence.learn_weights(learning_contributions(project, method=method, **options), k=3)
+        assert_close(own.values, wanted.values, rtol=1e-6, atol=1e-9)
+
+
+def test_gradients_are_projected_where_those_of_the_queries_do_not_fit(project):
+    with_bytes(project, 3000, '["grad_dot"]')
+    run_weigh("tiny.toml")
+    own = learned(project)["learned"]
+    assert own.facts["contributions"] == "streamed, gradients projected to 128 numbers a group"
+    wanted = whence.learn_weights(learning_contributions(project), k=3)
+    assert_close(own.values, wanted.values, rtol=0.02, atol=0.02)  # groups of 16 and 10 stay whole: float16 is left
+    assert (project / "runs" / "tiny" / "weights" / "grad_dot" / "gradients" / "manifest.json").is_file()
+
+
+def test_what_cannot_be_streamed_is_refused_with_its_size(project):
+    with_bytes(project, 3000)
+    with pytest.raises(ConfigError, match=r"of horizon_ahead to 10 learning queries .* or weigh grad_dot"):
+        run_weigh("tiny.toml")
+    edit(project / "tiny.toml", "k = 3", "k = 3\nfew_shot = 6")
+    with pytest.raises(ConfigError, match=r"`few_shot` in .* needs contributions in memory, and those of grad_dot"):
+        run_weigh("tiny.toml")
+    assert not (project / "runs" / "tiny").exists()
+
+
+def test_queries_whose_contributions_do_not_fit_still_have_scores(project):
+    with_bytes(project, 700, '["grad_dot"]')  # 320 for each query
+    run_score("tiny.toml")
+    result = run_weigh("tiny.toml")
+    run = RunFolder.existing(result.folder)
+    setup = setup_of(project)
+    assert read_contributions(run, "grad_dot").query_ids == ("a", "b")
+    for name, matrix in read_weighted_scores(run, "grad_dot").items():
+        own = result.weights["grad_dot"][name]
+        wanted = whence.attribute(setup.task, setup.train, setup.queries, "grad_dot", weights=own)
+        assert_close(matrix.values, wanted.values, rtol=0, atol=0)
+    edit(result.folder / "config.toml", "[evaluate]", "[evaluate]\nrecipe = {lr = 0.1, batch_size = 5, epochs = 1}")
+    edit(result.folder / "config.toml", "kept_sets = 32", "kept_sets = 4")
+    summary = run_evaluate(result.folder).summary
+    assert "grad_dot, learned" in summary["lds"]
+    assert summary["group_lds"] == {}
+
+
+def test_weighted_scores_are_those_of_the_contributions_where_all_are_kept(done):
+    run = RunFolder.existing(done)
+    parts, weights = read_contributions(run, "grad_dot"), read_weights(run, "grad_dot")
+    found = read_weighted_scores(run, "grad_dot")
+    assert list(found) == ["rms", "learned"]
+    for name, matrix in found.items():
+        assert_close(matrix.values, parts.scores(weights[name]).values, rtol=0, atol=0)
+
+
+# Weights taken back
+
+
+def test_scores_take_weights_back(project):
+    path = run_weigh("tiny.toml").folder / "weights" / "grad_dot" / "learned.json"
+    shutil.copy("tiny.toml", "weighted.toml")
+    edit(project / "weighted.toml", '"tiny"', '"weighted"')
+    edit(project / "weighted.toml", 'methods = ["grad_dot", "horizon_ahead"]', 'methods = ["horizon_ahead"]')
+    edit(project / "weighted.toml", "[weigh]", f'[score.options.grad_dot]\nweights = "{path.as_posix()}"\n[weigh]')
+    folder = run_score("weighted.toml").folder
+    setup, weights = setup_of(project), GroupWeights.load(path)
+    wanted = whence.attribute(setup.task, setup.train, setup.queries, "grad_dot", weights=weights)
+    found = whence.ScoreMatrix.load(folder / "scores" / "grad_dot" / "scores.safetensors")
+    assert_close(found.values, wanted.values, rtol=0, atol=0)
+    assert found.provenance["weights"]["values"] == weights.by_name()
+    assert not weights.is_uniform
+    assert run_score(folder).computed == ()
+    GroupWeights.uniform(weights.groups).save(path, overwrite=True)
+    with pytest.raises(StoreMismatchError, match=r"weights\.0"):  # other weights in the same file
+        run_score(folder)
+
+
+def test_a_path_of_weights_begins_at_the_folder_of_the_settings(project, monkeypatch):
+    edit(project / "tiny.toml", "[weigh]", '[score.options.grad_dot]\nweights = "deep/w.json"\n[weigh]')
+    (project / "elsewhere").mkdir()
+    monkeypatch.chdir(project / "elsewhere")
+    given = read_config(project / "tiny.toml").score.options["grad_dot"]
+    assert given == {"weights": str((project / "deep" / "w.json").resolve())}
+
+
+@pytest.mark.parametrize(
+    "method, value, message",
+    [
+        ("grad_cos", '"w.json"', "grad_cos is not linear in the query's gradient"),
+        ("grad_dot", "3", "must be the path of a file that `whence weigh` wrote; got 3"),
+    ],
+)
+def test_weights_that_do_not_apply_are_refused_before_the_factory_runs(project, method, value, message):
+    edit(project / "tiny.toml", "[weigh]", f"[score.options.{method}]\nweights = {value}\n[weigh]")
+    with pytest.raises(ConfigError, match=message):
+        run_score("tiny.toml")
+    assert not (project / "built").exists()
+
+
+def test_a_missing_file_of_weights_is_said_before_anything_is_scored(project):
+    edit(project / "tiny.toml", "[weigh]", '[score.options.horizon_ahead]\nweights = "w.json"\n[weigh]')
+    with pytest.raises(StoreError, match=r"w\.json"):
+        run_score("tiny.toml")
+    assert not (project / "runs" / "tiny" / "scores").exists()
 
 
 # Damage

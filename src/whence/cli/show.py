@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from whence.report.demo import DemoReport
     from whence.runs import AgreeResult, AuditResult, EvaluateResult, GoldResult, ScoreResult, WeighResult
+    from whence.task import GroupWeights
 
 Lines = list[str]
 
@@ -53,17 +55,67 @@ def show_agree(result: AgreeResult) -> Lines:
 
 
 def show_weigh(result: WeighResult) -> Lines:
-    """The weights of each method's parameter groups."""
+    """For each method its groups with their shares and weights, what was found on the way, and how to use it."""
     lines: Lines = []
     for method, weightings in result.weights.items():
-        groups = next(iter(weightings.values())).groups
         state = "weighed" if method in result.computed else "kept"
-        rows = [[f"{method} ({state})", "parameters", *weightings]]
-        for place, group in enumerate(groups.names):
-            figures = [f"{float(w.values[place]):.3f}" for w in weightings.values()]
-            rows.append([group, str(groups.sizes[place]), *figures])
-        lines += [*_table(rows), ""]
+        path = (result.folder / "weights" / method / "learned.json").as_posix()
+        lines += [
+            *_table(_weight_rows(f"{method} ({state})", weightings)),
+            *_weight_facts(weightings),
+            f'To score with them: [score.options.{method}] weights = "{path}"',
+            "",
+        ]
     return [*lines, str(result.folder / "weights")]
+
+
+def _weight_rows(title: str, weightings: Mapping[str, GroupWeights]) -> list[list[str]]:
+    """Group, share of the parameters, share of the score energy on the learning queries, weights."""
+    from whence.studies.weighing import energy_shares
+
+    groups = weightings["rms"].groups
+    n_params, energy = sum(groups.sizes), energy_shares(weightings["rms"]).tolist()
+    rows = [[title, "parameters", "energy", *weightings]]
+    for place, group in enumerate(groups.names):
+        shares = [f"{100 * share:.1f} %" for share in (groups.sizes[place] / n_params, energy[place])]
+        rows.append([group, *shares, *(f"{float(w.values[place]):.3f}" for w in weightings.values())])
+    return rows
+
+
+def _weight_facts(weightings: Mapping[str, GroupWeights]) -> Lines:
+    """How the learned weights came about, a line for each fact."""
+    facts, entropy = weightings["learned"].facts, weightings["learned"].entropy
+    lines = [
+        f"Made by {facts['solver']} in {facts['seconds']:.2g} s from contributions {facts['contributions']}; "
+        f"entropy {entropy:.2f} (1 is uniform)."
+    ]
+    floored = " before the entropy floor" if "uniform_share" in facts else ""
+    for part, what in (("queries", "learning queries"), ("held_out", "held out")):
+        if (facts.get(part) or {}).get("loss"):
+            losses = _named(facts[part]["loss"], digits=4).replace("weights", "learned")
+            lines.append(f"Loss on {facts[part]['n']} {what}{floored}, lower is better: {losses}.")
+    if "stability" in facts:
+        alike = {name: facts["stability"].get(name) for name in ("cosine", "centered", "spearman")}
+        lines.append(f"Likeness of two of {facts['stability']['folds']} folds: {_named(alike, digits=2)}.")
+    if "guard" in facts:
+        lines.append(
+            f"Guard: {facts['guard']['chosen']} taken; held-out losses {_named(dict(facts['guard']['losses']))}."
+        )
+    if "uniform_share" in facts:
+        lines.append(f"Entropy floor {facts['entropy_floor']:g}: {100 * facts['uniform_share']:.0f} % uniform weights.")
+    if "note" in facts:
+        lines.append(f"Note: {facts['note']}.")
+    if "few_shot" in weightings:
+        few = weightings["few_shot"].facts
+        lines.append(
+            f"Few-shot from {few['sets']} kept sets, ridge {few['ridge']:g}; variance explained: "
+            f"{_named(few['explained'], digits=2).replace('weights', 'few_shot')}."
+        )
+    return lines
+
+
+def _named(values: Mapping[str, float | None], digits: int = 4) -> str:
+    return ", ".join(f"{name} {_figure(value, digits)}" for name, value in values.items())
 
 
 def show_evaluate(result: EvaluateResult) -> Lines:

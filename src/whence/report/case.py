@@ -14,6 +14,7 @@ from whence.data import Examples
 from whence.errors import DataError, InputError
 from whence.scores import ScoreMatrix, TopK
 from whence.task import GroupWeights
+from whence.weights import Contributions
 
 Interval = Sequence[float]  # value, low, high; NaN where one does not exist
 Limits = tuple[float, float, float]  # the same, checked
@@ -27,6 +28,7 @@ PARTS = (
     "lds",
     "audit",
     "weights",
+    "contributions",
     "group_lds",
     "suspects",
     "resources",
@@ -58,6 +60,7 @@ class ReportCase:
         suspects: Columns id (of train examples), score (higher is more suspicious), given (its label) and, where the
             truth is known, true. Shown most suspicious first.
         weights: Weights of parameter groups, such as rms and learned ones, of one or several methods.
+        contributions: What each group contributes to the scores of the queries, or of some of them: lists by group.
         group_lds: {group: (value, low, high)}: the linear datamodeling score of each group alone.
         lds: {"method" or "method, weights": (value, low, high)}: linear datamodeling scores.
         lds_ceiling: (value, low, high): the linear datamodeling score of perfect scores.
@@ -89,6 +92,7 @@ class ReportCase:
     k: int = 10
     suspects: pd.DataFrame | None = None
     weights: Sequence[GroupWeights] = ()
+    contributions: Contributions | None = None
     group_lds: Mapping[str, Interval] = field(default_factory=dict)
     lds: Mapping[str, Interval] = field(default_factory=dict)
     lds_ceiling: Interval | None = None
@@ -107,6 +111,9 @@ class ReportCase:
         if self.scores is not None:
             _require_known(self.scores.train_ids, self.train, "train")
             _require_known(self.scores.query_ids, self.queries, "query")
+        if self.contributions is not None:
+            _require_known(self.contributions.train_ids, self.train, "train")
+            _require_known(self.contributions.query_ids, self.queries, "query")
         if self.suspects is not None:
             _check_columns(self.suspects, ("id", "score", "given"), "suspects", " (and true, where it is known)")
             _require_known(self.suspects["id"].tolist(), self.train, "suspect")
@@ -123,6 +130,10 @@ class ReportCase:
             if value is not None and not isinstance(value, known):
                 wanted = "a `ScoreMatrix` or a `TopK`" if name == "scores" else "`Examples`"
                 raise InputError(f"`{name}` must be {wanted}, or None; got {type(value).__name__}.")
+        if self.contributions is not None and not isinstance(self.contributions, Contributions):
+            raise InputError(
+                f"`contributions` must be `Contributions`, or None; got {type(self.contributions).__name__}."
+            )
         if isinstance(self.notes, str):
             raise InputError("`notes` must be a list of sentences; got one text. Put it in a list.")
         if isinstance(self.weights, GroupWeights) or not all(isinstance(w, GroupWeights) for w in self.weights):
@@ -146,12 +157,13 @@ class ReportCase:
             object.__setattr__(self, name, value)
 
     def _check_group_names(self) -> None:
-        known = {name for weights in self.weights for name in weights.groups.names}
+        cuts = [*(w.groups for w in self.weights), *([self.contributions.groups] if self.contributions else [])]
+        known = {name for groups in cuts for name in groups.names}
         foreign = [name for name in self.group_lds if name not in known]
         if known and foreign:
             raise InputError(
-                f"`group_lds` names {len(foreign)} groups that `weights` lacks, such as {foreign[0]!r}. Compute both "
-                f"for the same groups: {', '.join(sorted(known)[:8])}."
+                f"`group_lds` names {len(foreign)} groups that `weights` and `contributions` lack, such as "
+                f"{foreign[0]!r}. Compute all for the same groups: {', '.join(sorted(known)[:8])}."
             )
 
     @property

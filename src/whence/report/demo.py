@@ -65,6 +65,7 @@ def case_of(part: Part) -> ReportCase:
         facts=facts_of(part),
         suspects=suspects_of(part),
         weights=list(part.weighing.weights.values()),
+        contributions=part.weighing.parts,
         group_lds=part.weighing.groups.to_dict(),
         lds=part.weighing.scores.to_dict(),
         lds_ceiling=part.weighing.ceiling,

@@ -21,7 +21,17 @@ from whence.report.views import VIEWS, make_section
 from whence.report.wording import plain
 from whence.storage import write_atomic
 
-_SCRIPTS: Final = ("base", "parts", "queries", "tables", "blocks", "labels", "export", "page")  # in this order
+_SCRIPTS: Final = (
+    "base",
+    "parts",
+    "queries",
+    "tables",
+    "blocks",
+    "reranking",
+    "labels",
+    "export",
+    "page",
+)  # in this order
 _TITLE = "Which training examples made the model do that?"
 
 

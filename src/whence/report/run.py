@@ -24,7 +24,7 @@ from whence.runs.history import read_history
 from whence.runs.score_files import ScoreFiles, last
 from whence.runs.setup import Setup
 from whence.runs.start import PROBLEM, Source, opened
-from whence.runs.weigh import read_weights, weight_files
+from whence.runs.weigh import read_contributions, read_weights, weight_files
 from whence.scores import ScoreMatrix
 from whence.storage import differences, flatten, read_json
 from whence.task import GroupWeights
@@ -104,12 +104,14 @@ class _Found:
 def _case(found: _Found, method: str) -> ReportCase:
     run, setup = found.run, found.setup
     reader = _Reader(dict(found.missing))
+    weights = reader.read("weights", lambda: _weights(run, method))
     return ReportCase(
         title=f"{run.config.name}: {method}",
         train=None if setup is None else setup.train,
         queries=None if setup is None else setup.queries,
         scores=reader.read("scores", lambda: _scores(run, method)),
-        weights=reader.read("weights", lambda: _weights(run, method)) or (),
+        weights=weights or (),
+        contributions=reader.read("contributions", lambda: read_contributions(run, method)) if weights else None,
         **_agreement_fields(found.agreed),
         **_evaluation_fields(found.evaluation, method),
         **_audit_fields(found.audited),

@@ -25,6 +25,7 @@ from whence.training.recipe import Recipe
 C = TypeVar("C")
 
 FILE_OPTIONS = ("checkpoints",)  # of methods: lists of files
+WEIGHTS = "weights"  # of every method that is linear in the weights: a file
 RecipeConfig = Recipe  # the table [recipe] has the recipe's own names and defaults
 
 
@@ -94,6 +95,11 @@ class ScoreConfig:
 
                 [score.options.trak]
                 checkpoints = ["seeds/0.safetensors", "seeds/1.safetensors"]
+
+            `weights` is the path of weights of parameter groups, as `whence weigh` writes them:
+
+                [score.options.grad_dot]
+                weights = "runs/other/weights/grad_dot/learned.json"
         top: Rows for each query.
     """
 
@@ -135,26 +141,56 @@ class WeighConfig:
 
     Args:
         methods: Whose; none means the first method of [score] that is linear in the weights.
-        groups: How parameters are grouped; "head" reads the number of attention heads from the model.
-        solver: "nnls" (closed form), "adamw" (as published), "cross_fitted" or "one_factor".
+        groups: How parameters are grouped; "head" reads the number of attention heads from the model, "channel" takes
+            output channels together.
+        channels: How many of them, for "channel".
+        solver: "nnls" (closed form), "adamw" (as published), "cross_fitted" or "one_factor"; "rms" and "uniform" learn
+            nothing.
+        options: Of the solver.
         k: Train examples per query that count as signal.
         center: Measure the scores of each learning query from their mean.
         normalise: What is learned on: groups of equal root mean square, or the raw contributions.
         holdout: Share of the learning queries that the loss is checked on.
+        without_hubs: Take from each train example what it contributes to all learning queries alike.
+        guard: Take uniform or RMS weights where these have the lower loss on the queries held out.
+        entropy_floor: Least entropy of the weights, between 0 (no floor) and 1 (uniform).
+        folds: Parts of the learning queries that are left out in turn, to see how stable the weights are; 0 leaves
+            that out.
+        few_shot: Kept sets, at least 5, on which the model is trained anew as in [evaluate], with seeds of their own:
+            a further weighting is fitted to what happens to the learning queries. 0 trains nothing.
+        memory_gib: What contributions may take. Those of the learning queries are streamed where they need more, and
+            those of the queries kept for as many as fit.
     """
 
     methods: tuple[str, ...] = ()
-    groups: Literal["tensor", "module", "block", "depth_and_function", "head"] = "tensor"
-    solver: Literal["nnls", "adamw", "cross_fitted", "one_factor"] = "nnls"
+    groups: Literal["tensor", "module", "block", "depth_and_function", "head", "channel"] = "tensor"
+    channels: int = 16
+    solver: Literal["nnls", "adamw", "cross_fitted", "one_factor", "rms", "uniform"] = "nnls"
+    options: dict[str, Any] = field(default_factory=dict)
     k: int = 10
     center: bool = True
     normalise: Literal["rms", "none"] = "rms"
     holdout: float = 0.2
+    without_hubs: bool = False
+    guard: bool = False
+    entropy_floor: float = 0.0
+    folds: int = 5
+    few_shot: int = 0
+    memory_gib: float = 2.0
 
     def __post_init__(self) -> None:
+        require_count(self.channels, "channels")
         require_count(self.k, "k")
+        require_count(self.folds, "folds", minimum=0)
+        require_positive(self.memory_gib, "memory_gib")
         if not 0 <= self.holdout < 1:
             raise InputError(f"`holdout` must be a share in [0, 1); got {self.holdout!r}.")
+        if self.guard and self.holdout == 0:
+            raise InputError("`guard` compares losses on queries held out, and `holdout` is 0. Give it 0.2, say.")
+        if not 0 <= self.entropy_floor <= 1:
+            raise InputError(f"`entropy_floor` must be in [0, 1], where 1 means uniform; got {self.entropy_floor!r}.")
+        if self.few_shot != 0:
+            require_count(self.few_shot, "few_shot", minimum=5)
 
 
 @dataclass(frozen=True)
@@ -275,6 +311,8 @@ def _absolute_files(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
     for name in FILE_OPTIONS:
         if isinstance(found.get(name), list):
             found[name] = [str((base / one).resolve()) if isinstance(one, str) else one for one in found[name]]
+    if isinstance(found.get(WEIGHTS), str):
+        found[WEIGHTS] = str((base / found[WEIGHTS]).resolve())
     return found
 
 

@@ -30,7 +30,7 @@ from whence.runs.machine import whence_version
 from whence.runs.result_files import ResultFiles
 from whence.runs.score_files import ScoreFiles, last
 from whence.runs.start import Source, Start, opened
-from whence.runs.weigh import WEIGHTINGS, read_contributions, read_weights, weight_files
+from whence.runs.weigh import WEIGHTINGS, read_contributions, read_weighted_scores, read_weights, weight_files
 from whence.scores import Outcomes, ScoreMatrix
 from whence.storage import fingerprint, read_json, write_atomic, write_json
 from whence.task import CrossEntropy, GroupWeights, Task
@@ -162,8 +162,11 @@ def _lds(
     named, groups = dict(scores), {}
     with stage("linear datamodeling scores"):
         for method, weightings in weighed.items():
+            weighted = read_weighted_scores(begun.run, method)
+            named |= {f"{method}, {name}": weighted[name] for name in weightings}
             parts = read_contributions(begun.run, method)
-            named |= {f"{method}, {name}": parts.scores(weights) for name, weights in weightings.items()}
+            if len(parts.query_ids) < len(outcomes.query_ids):
+                continue  # not all were kept
             alone = {g: parts.scores(GroupWeights.only(parts.groups, g)) for g in parts.groups.names}
             groups[method] = _finite_intervals(lds(alone, outcomes, **options).to_dict())  # type: ignore[arg-type]
         found = lds(named, outcomes, **options)  # type: ignore[arg-type]

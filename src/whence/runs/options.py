@@ -18,7 +18,8 @@ from whence.checks import look_up
 from whence.errors import ConfigError, UnknownNameError
 from whence.methods import METHODS, Preset
 from whence.methods.checkpoints import Checkpoint
-from whence.runs.config import FILE_OPTIONS, from_dict
+from whence.runs.config import FILE_OPTIONS, WEIGHTS, from_dict
+from whence.task import GroupWeights
 
 _GIVEN = {"recipe": "the table [recipe]", "at": "`points` in [gold]"}  # options filled in from elsewhere
 _PLAIN = (int, float, str, bool, type(None), Any)
@@ -37,7 +38,7 @@ def preset_of(method: str) -> Preset:
 
 
 def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments for `attribute`, checked against the method's own signature.
+    """Keyword arguments for `attribute`, checked against the method's own signature; without `weights`.
 
     A damping is `{value = 0.1, unit = "relative"}`; a number alone is an absolute one. Checkpoints are a list of paths;
     their state dicts themselves only Python can pass.
@@ -47,6 +48,8 @@ def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
             elsewhere in the file, or one that only Python can hold.
     """
     preset, where = preset_of(method), f"score.options.{method}"
+    weights_path(method, given)
+    given = {name: value for name, value in given.items() if name != WEIGHTS}
     hints = typing.get_type_hints(preset.compute)
     parameters = inspect.signature(preset.compute).parameters
     own = {name: p for name, p in parameters.items() if name not in ("inputs", *_GIVEN)}
@@ -60,6 +63,36 @@ def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     schema = dataclasses.make_dataclass("Options", fields, kw_only=True)
     read: Any = from_dict(schema, {name: _damping(hints.get(name), value) for name, value in given.items()}, where)
     return {name: getattr(read, name) for name in given}
+
+
+def weights_path(method: str, given: Mapping[str, Any]) -> Path | None:
+    """The file of weights of parameter groups that the options of a method name; None where they name none.
+
+    Raises:
+        ConfigError: It is no path, or the method is not linear in the query's gradient.
+    """
+    if WEIGHTS not in given:
+        return None
+    where = f"`score.options.{method}.{WEIGHTS}`"
+    if not isinstance(given[WEIGHTS], str):
+        raise ConfigError(f"{where} must be the path of a file that `whence weigh` wrote; got {given[WEIGHTS]!r}.")
+    if not preset_of(method).linear_in_w:
+        raise ConfigError(
+            f"{where}: {method} is not linear in the query's gradient, so weights of parameter groups do not apply. "
+            "Leave them out, or use another method."
+        )
+    return Path(given[WEIGHTS])
+
+
+def given_weights(method: str, given: Mapping[str, Any]) -> GroupWeights | None:
+    """What that file holds.
+
+    Raises:
+        ConfigError: As `weights_path`.
+        StoreError: There is no such file, or it holds no weights.
+    """
+    path = weights_path(method, given)
+    return None if path is None else GroupWeights.load(path)
 
 
 def _field(parameter: inspect.Parameter) -> Any:

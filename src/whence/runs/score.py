@@ -12,7 +12,7 @@ from whence.errors import WhenceError
 from whence.methods import Inputs, attribute_with
 from whence.progress import stage
 from whence.runs.config import RunConfig, to_dict
-from whence.runs.options import file_facts, method_options, preset_of
+from whence.runs.options import file_facts, given_weights, method_options, preset_of
 from whence.runs.score_files import ScoreFiles, Scores
 from whence.runs.start import Source, Start, opened
 
@@ -50,7 +50,7 @@ def run_score(source: Source, out: Source | None = None, *, rebuild: bool = Fals
     with opened(source, out) as folder:
         begun = folder.build()
         methods = begun.run.config.score.methods
-        asked = {name: method_settings(begun, name) for name in methods}
+        asked = {name: method_settings(begun, name) | _weights_settings(begun, name) for name in methods}
         files = {name: ScoreFiles(begun.run.scores_dir(name)) for name in methods}
         missing = [name for name in methods if not files[name].files.have(asked[name], rebuild=rebuild)]
         if missing:
@@ -80,11 +80,15 @@ def _score(begun: Start, missing: Mapping[str, ScoreFiles], settings: Mapping[st
 def score_with(inputs: Inputs, config: RunConfig, method: str) -> Scores:
     """The scores of one method; for each amount of further training where it follows that."""
     options, at = call_options(config, method)
-    return attribute_with(inputs, method, at=at, **options)
+    weights = given_weights(method, config.score.options.get(method, {}))
+    return attribute_with(inputs, method, at=at, weights=weights, **options)
 
 
 def call_options(config: RunConfig, method: str) -> tuple[dict[str, Any], tuple[int, ...] | None]:
-    """Keyword arguments of a method, and the amounts of training it is asked for (None where it follows none)."""
+    """Keyword arguments of a method, without weights, and the amounts of training it is asked for.
+
+    The latter are None where it follows none.
+    """
     options = method_options(method, config.score.options.get(method, {}))
     if not preset_of(method).by_amount:
         return options, None
@@ -96,8 +100,14 @@ def amounts(config: RunConfig) -> tuple[int, ...]:
     return config.recipe.check_points(config.gold.points or [config.recipe.amount])
 
 
+def _weights_settings(begun: Start, method: str) -> dict[str, Any]:
+    """What decides the numbers where weights are given: what their file holds, wherever it lies."""
+    weights = given_weights(method, begun.run.config.score.options.get(method, {}))
+    return {} if weights is None else {"weights": weights.by_name()}
+
+
 def method_settings(begun: Start, method: str) -> dict[str, Any]:
-    """What decides the numbers of one method, as JSON.
+    """What decides the numbers of one method without weights, as JSON.
 
     Raises:
         ConfigError: A checkpoint cannot be read.

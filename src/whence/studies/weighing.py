@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
 
 from whence.data import Examples, random_kept_sets
+from whence.errors import WhenceWarning
 from whence.evaluation import Lds, lds, reliability
 from whence.gold import Initialize, retrain
 from whence.methods import Inputs
@@ -15,10 +21,93 @@ from whence.progress import stage
 from whence.scores import Outcomes, ScoreMatrix
 from whence.task import GroupWeights
 from whence.training import Recipe
-from whence.weights import Contributions, contributions_with, learn_weights
+from whence.weights import (
+    Contributions,
+    ContributionStream,
+    contributions_with,
+    guarded,
+    learn_weights,
+    stability,
+    with_entropy_floor,
+    without_hubs,
+)
 
 Limits = tuple[float, float, float]  # value, low, high
-WEIGHTINGS = {"rms": "rms", "learned": "nnls"}  # name -> solver
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How weights of parameter groups are learned, and what is done for safety, in this order.
+
+    Args:
+        without_hubs: Learn on contributions less their mean over the queries; see `without_hubs`.
+        solver: A name in `SOLVERS`.
+        k, center, normalise, holdout: As in `learn_weights`.
+        guard: Take uniform or RMS weights instead where these have the lower loss on the held-out learning queries.
+        entropy_floor: Move the weights towards uniform ones until their entropy is this; 0 leaves them.
+        folds: In how many parts the learning queries are left out in turn, to see how stable the weights are; below 2
+            not at all.
+        options: Of the solver.
+    """
+
+    without_hubs: bool = False
+    solver: str = "nnls"
+    k: int = 10
+    center: bool = True
+    normalise: Literal["rms", "none"] = "rms"
+    holdout: float = 0.2
+    guard: bool = False
+    entropy_floor: float = 0.0
+    folds: int = 5
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def weights(self, found: Contributions | ContributionStream) -> dict[str, GroupWeights]:
+        """RMS and learned weights, {"rms", "learned"}.
+
+        Args:
+            found: Contributions of the learning queries. Streamed ones have no folds.
+        Returns:
+            The facts of the learned ones tell what was done: `guard`, `entropy_floor`, and `stability` with the mean
+            likeness of two folds and the range (low, high) of each weight over the folds.
+        Raises:
+            InputError: See `learn_weights`, `without_hubs`, `guarded` and `with_entropy_floor`.
+        Cost:
+            That of the solver once for each fold and once more; see `learn_weights`.
+        """
+        seen = without_hubs(found) if self.without_hubs else found  # type: ignore[type-var]
+        rms = self._learned(seen, "rms")
+        own = self._learned(seen, self.solver, **self.options)
+        facts: dict[str, Any] = {"without_hubs": True} if self.without_hubs else {}
+        if self.guard:
+            own = guarded([self._learned(seen, "uniform"), rms, own])
+        if self.entropy_floor > 0:
+            own = with_entropy_floor(own, self.entropy_floor)
+            ratio = own.ratio if math.isfinite(own.ratio) else None
+            facts |= {"entropy_floor": self.entropy_floor, "entropy": own.entropy, "max_over_min": ratio}
+        if isinstance(seen, Contributions) and min(self.folds, len(seen.query_ids)) > 1:
+            facts["stability"] = self._stability(seen)
+        return {"rms": rms, "learned": replace(own, name="learned", facts={**own.facts, **facts})}
+
+    def _learned(self, found: Contributions | ContributionStream, solver: str, **options: Any) -> GroupWeights:
+        return learn_weights(found, solver, holdout=self.holdout, **self._objective, **options)
+
+    @property
+    def _objective(self) -> dict[str, Any]:
+        return {"k": self.k, "center": self.center, "normalise": self.normalise}
+
+    def _stability(self, found: Contributions) -> dict[str, Any]:
+        folds = min(self.folds, len(found.query_ids))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", WhenceWarning)  # said once, of the weights themselves
+            spread = stability(found, self.solver, folds=folds, **self._objective, **self.options)
+        alike = {name: value for name, value in vars(spread.likeness).items() if math.isfinite(value)}
+        return {"folds": folds, **alike, "low": spread.table["low"].tolist(), "high": spread.table["high"].tolist()}
+
+
+def energy_shares(rms: GroupWeights) -> Tensor:
+    """(n_groups,) float64: the share of each group in the summed squares of all contributions, from RMS weights."""
+    energy = rms.values.square().reciprocal().masked_fill(rms.values == 0, 0.0)  # weight 0: nothing is contributed
+    return energy / energy.sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +117,7 @@ class Weighing:
     Attributes:
         method: Whose groups are weighed.
         weights: "rms" and "learned".
+        parts: Contributions of the queries that scores are judged by.
         scores: Linear datamodeling scores of all methods, and of "method, rms" and "method, learned".
         groups: Those of each group alone.
         ceiling: That of perfect scores, given the noise of the retraining.
@@ -37,6 +127,7 @@ class Weighing:
 
     method: str
     weights: Mapping[str, GroupWeights]
+    parts: Contributions
     scores: Lds
     groups: Lds
     ceiling: Limits
@@ -107,7 +198,7 @@ def weigh(
     """
     started = time.perf_counter()
     found = contributions_with(inputs.with_queries(learning), method)
-    weights = {name: learn_weights(found, solver) for name, solver in WEIGHTINGS.items()}
+    weights = Learning().weights(found)
     seconds = time.perf_counter() - started
     outcomes = retraining.outcomes(inputs, store_dir)
     parts = contributions_with(inputs, method, groups=found.groups)
@@ -117,7 +208,7 @@ def weigh(
         alone = lds(_alone(parts), outcomes)
         trust = reliability(outcomes, "spearman").table.iloc[-1]
     ceiling = (float(trust["ceiling"]), float(trust["ceiling_low"]), float(trust["ceiling_high"]))
-    return Weighing(method, weights, judged, alone, ceiling, seconds, len(learning))
+    return Weighing(method, weights, parts, judged, alone, ceiling, seconds, len(learning))
 
 
 def _alone(parts: Contributions) -> dict[str, ScoreMatrix]:

@@ -2,7 +2,7 @@
 
 from whence.report.charts.agreement import agreement_svg
 from whence.report.charts.concentration import concentration_svg
-from whence.report.charts.heat_map import HeatRow, heat_map_svg
+from whence.report.charts.heat_map import HeatMap, heat_maps_svg
 from whence.report.charts.intervals import intervals_svg
 
-__all__ = ["HeatRow", "agreement_svg", "concentration_svg", "heat_map_svg", "intervals_svg"]
+__all__ = ["HeatMap", "agreement_svg", "concentration_svg", "heat_maps_svg", "intervals_svg"]

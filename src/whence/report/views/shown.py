@@ -10,10 +10,12 @@ from whence.report.album import NO_PASSAGE, NO_PICTURE, Album
 from whence.report.blocks import Block
 from whence.report.case import ReportCase
 from whence.report.exhibits import QUERY, TRAIN, Exhibits
+from whence.report.ranked import Reranking
 from whence.report.wording import plain, short
 from whence.scores import Id
 
-_SAID = ("scores", "agreement", "lds", "weights", "suspects", "resources")  # parts whose views are empty without them
+# Parts whose views, or a place in them, are empty without them.
+_SAID = ("scores", "agreement", "lds", "weights", "contributions", "suspects", "resources")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Example:
 class View:
     """A view made of blocks; `empty` says why there is nothing, and what makes it."""
 
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[Block | Reranking, ...] = ()
     empty: str = ""
     missing: tuple[str, ...] = ()
 
@@ -61,6 +63,18 @@ class Shown:
             self.examples.append(self._example(id, TRAIN))
         return self._numbers[id]
 
+    def knows(self, id: Id) -> bool:
+        """Whether a view shows this train example already."""
+        return id in self._numbers
+
+    def size_of(self, ids: Sequence[Id]) -> float:
+        """About how many characters the pictures and texts of these train examples take in the page."""
+        train = self.case.train
+        if train is None or not ids:
+            return 0.0
+        pictures = len(ids) * len(self.exhibits.picture(TRAIN, train.index_of(ids[0])))
+        return float(pictures + sum(len(self.exhibits.passage(TRAIN, train.index_of(id)) or "") for id in ids))
+
     def query(self, id: Id) -> Example:
         """A query in the same form."""
         return self._example(id, QUERY)
@@ -83,7 +97,7 @@ class Shown:
 
     def _has(self, part: str) -> bool:
         value = getattr(self.case, part)
-        return value is not None and (part == "scores" or len(value) > 0)
+        return value is not None and (part in ("scores", "contributions") or len(value) > 0)
 
     def needs(self, part: str, otherwise: str) -> str:
         """Why a view is empty: the sentence of the case, or what makes the part."""

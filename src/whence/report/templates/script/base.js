@@ -55,6 +55,7 @@ function matches(texts, filter) {
 const TABS = [...document.querySelectorAll("[role=tab]")];
 const DEFAULTS = {
   case: "1", view: "queries", query: "", find: "", order: "order", filter: "", sort: "", other: "", cut: "",
+  by: "", side: "supports",
 };
 const FRESH_VIEW = { filter: "", sort: "", other: "" }; // what a change of view forgets
 let state = { ...DEFAULTS };

@@ -18,8 +18,12 @@ function chartNode(block) {
 function blocksView(view) {
   const tables = [];
   const nodes = [];
+  let lists = null; // of queries that can be ranked anew
   for (const block of view.blocks) {
-    if (block.kind !== "table") nodes.push(...BLOCKS[block.kind](block));
+    if (block.kind === "reranking") {
+      lists = rerankingView(block);
+      nodes.push(...lists.nodes);
+    } else if (block.kind !== "table") nodes.push(...BLOCKS[block.kind](block));
     else {
       tables.push(tableNode(block));
       const isBeside = (nodes.at(-1) || {}).className === "chart"; // a chart and its numbers share a line where both fit
@@ -29,6 +33,8 @@ function blocksView(view) {
   const filter = search("filter", "Filter the rows", type);
   const long = tables.find((table) => table.isLong);
   if (long) long.bar.prepend(filter.node);
-  const update = () => { filter.sync(); tables.forEach((table) => table.update()); };
-  return { nodes, update, exported: tables[0] && tables[0].exported, filter: long && filter.node };
+  const update = () => { filter.sync(); [...tables, ...(lists ? [lists] : [])].forEach((part) => part.update()); };
+  return {
+    nodes, update, step: lists && lists.step, exported: tables[0] && tables[0].exported, filter: long && filter.node,
+  };
 }

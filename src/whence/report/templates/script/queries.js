@@ -72,12 +72,14 @@ function queryRow(query) {
   return [picture(query.picture, "", "thumb"), lines, el("span", { class: "quiet strongest" }, query.strongest_text)];
 }
 
-function queryHead(query, listed) {
+const measured = (query) => `Measure: ${query.measure}. Strongest score ${query.strongest_text}.`;
+
+function queryHead(query, listed, words = measured(query)) {
   const at = listed.indexOf(query);
   const step = (by, text, label) => el("button", {
     type: "button", "aria-label": label, title: label, disabled: !listed[at + by], onclick: () => current.step(by),
   }, text);
-  const facts = el("p", { class: "quiet" }, ...rich(`Measure: ${query.measure}. Strongest score ${query.strongest_text}.`));
+  const facts = el("p", { class: "quiet" }, ...rich(words));
   const name = el("h2", {}, "Query ", bdi(query.text));
   const label = query.label ? [el("p", { class: "label" }, `${section().label_name} `, el("strong", {}, bdi(query.label)))] : [];
   return el("header", { class: "query-head" }, picture(query.picture, altOf("query", query), "picture large"),
@@ -103,10 +105,9 @@ function entryControls(exported) {
   return { node, parts: [filter, other, sort], say, filter: filter.node };
 }
 
-function sideNode(query, side) {
-  const shown = shownEntries(side);
+function sideNode(query, side, shown = shownEntries(side), words = `${side.share} of the total`) {
   const heading = el("h3", {}, el("span", { class: `swatch ${side.sign}`, "aria-hidden": "true" }), side.name,
-    el("span", { class: "quiet" }, ` ${side.share} of the total`));
+    el("span", { class: "quiet" }, ` ${words}`));
   let content;
   if (!side.entries.length) content = el("p", { class: "quiet" }, `No train example ${side.sign} this query.`);
   else if (!shown.length) content = el("p", { class: "quiet" }, "None matches the filter.");
@@ -118,8 +119,13 @@ function sideNode(query, side) {
 
 function entryFacts({ entry, example }, side) {
   return [scoreChip(entry, side.sign), el("span", { class: "label" }, ...labelOf(example.label), ...differs(entry)),
-    el("span", { class: "quiet" }, `#${entry.rank}, ${entry.share_text}`),
+    el("span", { class: "quiet" }, `#${entry.rank}, `, ...placeOf(entry)),
     el("span", { class: "quiet id", title: example.text }, bdi(example.text))];
+}
+
+/** The share of an entry, or where it stands in the other list. */
+function placeOf(entry) {
+  return entry.move ? [el("span", { class: `move ${entry.move.mark}` }, entry.move.text)] : [entry.share_text];
 }
 
 function tiles(shown, side) {
@@ -145,7 +151,7 @@ function featureTable(query, side, shown) {
   const lines = [
     line("id", el("span", { class: "id" }, bdi(query.text)), ({ example }) => [el("span", { class: "id" }, bdi(example.text))]),
     line("score", "", ({ entry }) => [scoreChip(entry, side.sign)]),
-    line("share", "", ({ entry }) => [entry.share_text]),
+    line(shown[0].entry.move ? "other list" : "share", "", ({ entry }) => placeOf(entry)),
   ];
   if (query.label || shown.some(({ example }) => example.label)) {
     lines.push(line(section().label_name, bdi(query.label || ""),

@@ -1,0 +1,81 @@
+"""Weights of one base method, by every weighting."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.weights.benches import Trained
+from benchmarks.weights.fixed import FEW_SHOT, FIXED, GUARDED, LABEL_FREE, PUBLISHED
+from benchmarks.weights.solvers import objective_of
+from whence import Contributions, Outcomes, contributions_with, learn_weights
+from whence.errors import InputError, WhenceWarning
+from whence.task import GroupWeights
+from whence.weights import fit_weights, guarded
+
+
+@dataclass(frozen=True, eq=False)
+class Weighed:
+    """What was learned for one method.
+
+    Attributes:
+        method: Base method.
+        parts: Contributions to the scores of the queries that judge.
+        weights: Weighting -> weights; one that could not be made is not here but in `refused`.
+        published: By the published loss and solver.
+        guarded: What the guard chose.
+        seconds: Of each weighting, and of the contributions of the learning queries.
+        objective: Closed form against AdamW.
+        refused: Weighting -> why there are no weights.
+    """
+
+    method: str
+    parts: Contributions
+    weights: dict[str, GroupWeights]
+    published: GroupWeights
+    guarded: GroupWeights
+    seconds: dict[str, float]
+    objective: dict[str, Any]
+    refused: dict[str, str]
+
+
+def weigh(trained: Trained, method: str, few_shot: Outcomes, repeats: int) -> Weighed:
+    """Contributions of both kinds of queries, and weights by every weighting.
+
+    Args:
+        trained: Final model, train set, queries.
+        method: A method of the bench.
+        few_shot: Outcomes of the learning queries, on kept sets that judge nothing.
+        repeats: Of solvers that are timed.
+    """
+    options = trained.bench.methods[method](trained)
+    clock: dict[str, float] = {}
+    started = time.perf_counter()
+    found = contributions_with(trained.inputs.with_queries(trained.learning), method, **options)
+    clock["contributions"] = time.perf_counter() - started
+    weights, refused = {}, {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WhenceWarning)  # the notes are kept with the facts of the weights
+        for name, solver in LABEL_FREE.items():
+            weights[name] = learn_weights(found, solver, **FIXED.options())
+            clock[name] = float(weights[name].facts["seconds"])
+        solver, others = PUBLISHED
+        published = learn_weights(found, solver, **{**FIXED.options(), **others})
+    started = time.perf_counter()
+    try:
+        weights[FEW_SHOT] = fit_weights(found, few_shot)
+        clock[FEW_SHOT] = time.perf_counter() - started
+    except InputError as error:
+        refused[FEW_SHOT] = str(error)
+    return Weighed(
+        method=method,
+        parts=contributions_with(trained.inputs, method, groups=found.groups, **options),
+        weights=weights,
+        published=published,
+        guarded=guarded([weights[name] for name in GUARDED]),
+        seconds={name: round(seconds, 4) for name, seconds in clock.items()},
+        objective=objective_of(found.values, repeats),
+        refused=refused,
+    )

@@ -1,0 +1,95 @@
+"""Learning with its safeguards is the Python functions in one order, on contributions in memory or streamed."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from whence.errors import InputError
+from whence.studies.weighing import Learning, energy_shares
+from whence.task import GroupWeights, ParameterGroups
+from whence.weights import Contributions, ContributionStream, learn_weights, without_hubs
+
+NAMES = ("a", "b", "c")
+GROUPS = ParameterGroups(NAMES, (0, 1, 2), (1, 1, 1), NAMES)
+
+
+def contributions(n_query=12, n_train=40, seed=0):
+    """One signal with heavy tails in every group, under noise of different size."""
+    generator = torch.Generator().manual_seed(seed)
+    signal = torch.randn(n_query, n_train, 1, generator=generator, dtype=torch.float64) ** 3
+    noise = torch.randn(n_query, n_train, 3, generator=generator, dtype=torch.float64)
+    values = signal + noise * torch.tensor([0.1, 1.0, 10.0])
+    return Contributions(values, GROUPS, range(n_query), range(n_train), "grad_dot")
+
+
+def test_energy_shares_are_shares_of_summed_squares():
+    found = contributions()
+    rms = learn_weights(found, "rms", center=False, holdout=0.0)
+    energy = found.values.square().sum((0, 1))
+    assert_close(energy_shares(rms), energy / energy.sum())
+    assert energy_shares(GroupWeights(torch.tensor([1.0, 0.0, 1.0]), GROUPS)).tolist() == [0.5, 0.0, 0.5]
+
+
+def test_nothing_asked_for_is_nothing_done():
+    found = contributions()
+    weights = Learning(folds=0).weights(found)
+    assert list(weights) == ["rms", "learned"]
+    assert_close(weights["learned"].values, learn_weights(found).values, rtol=0, atol=0)
+    assert not {"guard", "stability", "entropy_floor", "without_hubs"} & set(weights["learned"].facts)
+
+
+def test_hubs_are_removed_before_anything_is_learned():
+    found = contributions()
+    hubs = found.values + 50 * torch.randn(1, 40, 3, generator=torch.Generator().manual_seed(1))
+    with_hubs = Contributions(hubs, GROUPS, found.query_ids, found.train_ids)
+    assert_close(
+        Learning(without_hubs=True).weights(with_hubs)["learned"].values,
+        learn_weights(without_hubs(found)).values,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_the_guard_takes_what_is_best_on_queries_held_out():
+    weights = Learning(guard=True, k=3).weights(contributions())["learned"]
+    losses = dict(weights.facts["guard"]["losses"])
+    assert weights.facts["guard"]["chosen"] == min(losses, key=losses.get)
+    assert weights.name == "learned"
+
+
+def test_the_floor_comes_last_and_its_facts_are_of_the_weights_given():
+    weights = Learning(entropy_floor=0.9).weights(contributions())["learned"]
+    assert 0.9 <= weights.entropy < 0.9 + 1e-6
+    assert weights.facts["entropy"] == weights.entropy
+    assert weights.facts["max_over_min"] == weights.ratio
+    assert 0 < weights.facts["uniform_share"] < 1
+
+
+@pytest.mark.parametrize("n_query, folds", [(12, 4), (3, 3), (1, None)])
+def test_there_are_at_most_as_many_folds_as_queries(n_query, folds):
+    facts = Learning(folds=4).weights(contributions(n_query))["learned"].facts
+    assert facts.get("stability", {}).get("folds") == folds
+
+
+def test_likenesses_that_do_not_exist_are_left_out():
+    facts = Learning(solver="uniform", folds=3).weights(contributions())["learned"].facts["stability"]
+    assert facts["cosine"] == pytest.approx(1.0)
+    assert "centered" not in facts  # uniform weights have no part of their own
+    assert facts["low"] == facts["high"] == [1.0, 1.0, 1.0]
+
+
+def test_streams_are_learned_from_without_folds():
+    found = contributions()
+    how = Learning(without_hubs=True, guard=True, k=3)
+    whole, streamed = (how.weights(one)["learned"] for one in (found, ContributionStream.of(found, block=7)))
+    assert_close(streamed.values, whole.values, rtol=1e-6, atol=1e-9)
+    assert "stability" in whole.facts
+    assert "stability" not in streamed.facts
+
+
+def test_hubs_need_several_queries():
+    with pytest.raises(InputError, match="Hubs are seen over several queries"):
+        Learning(without_hubs=True).weights(contributions(1))
+    assert math.isfinite(Learning().weights(contributions(2))["learned"].entropy)
