@@ -21,6 +21,7 @@ class Fixed:
         center: Scores are measured from their mean over the train set.
         normalise: What groups are learned in units of.
         holdout: Share of the learning queries by which the guard decides.
+        uniform_share: Of unweighted scores, in units of their spread, that the relative weights are mixed with.
         share: Of the train set, that a kept set keeps.
     """
 
@@ -28,6 +29,7 @@ class Fixed:
     center: bool = True
     normalise: Normalise = "rms"
     holdout: float = 0.2
+    uniform_share: float = 0.5
     share: float = 0.5
 
     def options(self) -> dict[str, Any]:
@@ -37,19 +39,25 @@ class Fixed:
 
 FIXED = Fixed()
 LABEL_FREE = {"uniform": "uniform", "rms": "rms", "learned": "nnls", "cross_fitted": "cross_fitted"}  # name -> solver
-FEW_SHOT = "few_shot"
-WEIGHTINGS = (*LABEL_FREE, FEW_SHOT)
+# The closed form on contributions relative to gradient norms, half mixed with uniform: what all train examples' losses
+# have in common is no signal of any group, and what is learned counts for half.
+RELATIVE = "relative"
+FEW_SHOT = "few_shot"  # with little data it stays near the relative weights
+WEIGHTINGS = (*LABEL_FREE, RELATIVE, FEW_SHOT)
 PUBLISHED = ("adamw", {"center": False})  # solver, and what differs from `Fixed`
 GUARDED = ("uniform", "rms", "learned", "cross_fitted")  # the safe choices first: they win ties
 PAIRS = (
     ("rms", "uniform"),
     ("learned", "uniform"),
     ("cross_fitted", "uniform"),
+    (RELATIVE, "uniform"),
     (FEW_SHOT, "uniform"),
     ("learned", "rms"),
+    (RELATIVE, "rms"),
     ("cross_fitted", "learned"),
     (FEW_SHOT, "rms"),
     (FEW_SHOT, "learned"),
+    (FEW_SHOT, RELATIVE),
 )
 
 

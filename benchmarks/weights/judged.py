@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.weights.fixed import GUARDED, PAIRS
+from benchmarks.weights.fixed import GUARDED, PAIRS, RELATIVE
 from benchmarks.weights.learned import Weighed
 from whence import Outcomes, ScoreMatrix, lds
 from whence.evaluation import Lds
@@ -14,7 +14,7 @@ from whence.task import GroupWeights
 from whence.weights import likeness
 
 Limits = list[float]  # value, low, high
-TRANSFERRED = "learned"
+TRANSFERRED = RELATIVE
 PUBLISHED = "published"  # beside the weightings: the published loss and solver
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.weights.benches import Trained
-from benchmarks.weights.fixed import FEW_SHOT, FIXED, GUARDED, LABEL_FREE, PUBLISHED
+from benchmarks.weights.fixed import FEW_SHOT, FIXED, GUARDED, LABEL_FREE, PUBLISHED, RELATIVE
 from benchmarks.weights.solvers import objective_of
 from whence import Contributions, Outcomes, contributions_with, learn_weights
 from whence.errors import InputError, WhenceWarning
 from whence.task import GroupWeights
-from whence.weights import fit_weights, guarded
+from whence.weights import fit_weights, gradient_norms, guarded, mixed_with_uniform, relative_to_norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +61,14 @@ def weigh(trained: Trained, method: str, few_shot: Outcomes, repeats: int) -> We
         for name, solver in LABEL_FREE.items():
             weights[name] = learn_weights(found, solver, **FIXED.options())
             clock[name] = float(weights[name].facts["seconds"])
+        started = time.perf_counter()
+        weights[RELATIVE] = relative(trained, found)
+        clock[RELATIVE] = time.perf_counter() - started
         solver, others = PUBLISHED
         published = learn_weights(found, solver, **{**FIXED.options(), **others})
     started = time.perf_counter()
     try:
-        weights[FEW_SHOT] = fit_weights(found, few_shot)
+        weights[FEW_SHOT] = fit_weights(found, few_shot, towards=weights[RELATIVE])
         clock[FEW_SHOT] = time.perf_counter() - started
     except InputError as error:
         refused[FEW_SHOT] = str(error)
@@ -79,3 +82,10 @@ def weigh(trained: Trained, method: str, few_shot: Outcomes, repeats: int) -> We
         objective=objective_of(found.values, repeats),
         refused=refused,
     )
+
+
+def relative(trained: Trained, found: Contributions) -> GroupWeights:
+    """Learned on contributions of train gradients of norm 1, then mixed with uniform weights."""
+    norms = gradient_norms(trained.inputs.task, trained.inputs.train)
+    weights = learn_weights(relative_to_norms(found, norms), "nnls", **FIXED.options())
+    return mixed_with_uniform(weights, found, FIXED.uniform_share)

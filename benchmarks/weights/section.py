@@ -48,7 +48,8 @@ def _setting(result: dict[str, Any]) -> str:
         f"{_count(len(_first(result['weights'], 'uniform')), 'parameter tensor')}, learned on "
         f"{_count(settings['learning_queries'], 'query', 'queries')} that judge nothing, with the settings of all "
         f"benches (k = {fixed['k']}, {'centered' if fixed['center'] else 'not centered'}, in units of "
-        f"{fixed['normalise']}); `few_shot` also sees {size['few_shot_sets']} kept sets that judge nothing. "
+        f"{fixed['normalise']}); `relative` learns on contributions divided by the norms of train gradients and is "
+        f"mixed with uniform weights; `few_shot` also sees {size['few_shot_sets']} kept sets that judge nothing. "
         f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. "
         f"`python -m benchmarks.weights --bench {result['bench']}`."
     )
@@ -123,7 +124,7 @@ def _transfer(transfer: dict[str, Any]) -> str:
     higher, lower = sum(gap[1] > 0 for gap in gaps), sum(gap[2] < 0 for gap in gaps)
     without = f", without the uniform part {min(centered):.2f} to {max(centered):.2f}" if centered else ""
     return (
-        f"- Learned weights of one method used with another ({len(transfer)} ordered pairs): cosines of the weights "
+        f"- `relative` weights of one method used with another ({len(transfer)} ordered pairs): cosines of the weights "
         f"{min(cosines):.2f} to {max(cosines):.2f}{without}; LDS above that of the method's own weights in {higher}, "
         f"below in {lower}."
     )

@@ -23,9 +23,9 @@ from benchmarks.weights.truth import Plan, Trainer, choose_seeds, truth_of
 from benchmarks import tables
 from whence import Examples, Inputs, Outcomes, attribute_with, contributions_with, lds, learn_weights, retrain, train
 from whence.errors import InputError
-from whence.gradients import check_gradients
+from whence.gradients import check_gradients, loss_gradients
 from whence.task import Task
-from whence.weights import fit_weights
+from whence.weights import fit_weights, mixed_with_uniform, relative_to_norms
 
 TINY = SIZES["tiny"]
 KEYS = {"lds", "differences", "ceiling", "seeds", "per_group", "weights", "learn_seconds", "objective", "guard"}
@@ -89,8 +89,11 @@ def test_figures_are_those_of_a_direct_computation(result: dict[str, Any]) -> No
     found = contributions_with(inputs.with_queries(learning), "ekfac")
     weights = {
         "learned": learn_weights(found, "nnls", **FIXED.options()),
-        "few_shot": fit_weights(found, outcomes(plan.few_shot, learning)),
     }
+    norms = torch.cat([rows.norm(dim=1) for _, rows in loss_gradients(final, examples)])
+    relative = learn_weights(relative_to_norms(found, norms), "nnls", **FIXED.options())
+    weights["relative"] = mixed_with_uniform(relative, found, FIXED.uniform_share)
+    weights["few_shot"] = fit_weights(found, outcomes(plan.few_shot, learning), towards=weights["relative"])
     scores = {name: attribute_with(inputs, "ekfac", weights=own) for name, own in weights.items()}
     scores["uniform"] = attribute_with(inputs, "ekfac")
     direct = lds(scores, outcomes(plan.evaluation, judging))  # type: ignore[arg-type]

@@ -3,13 +3,16 @@
 from whence.weights.bands import band_contributions, banded_filter
 from whence.weights.by_group import Contributions, contributions, contributions_with
 from whence.weights.learning import learn_weights
+from whence.weights.mixed import mixed_with_uniform
 from whence.weights.objective import self_supervised_loss
+from whence.weights.relative import gradient_norms, relative_to_norms
 from whence.weights.robust import guarded, with_entropy_floor, without_hubs
 from whence.weights.shards import GradientShards, gradient_shards
 from whence.weights.solvers import SOLVERS
 from whence.weights.stability import Likeness, Stability, likeness, stability
 from whence.weights.stream import ContributionStream, stream_contributions
 from whence.weights.supervised import fit_weights
+from whence.weights.table import group_table
 
 __all__ = [
     "SOLVERS",
@@ -23,10 +26,14 @@ __all__ = [
     "contributions",
     "contributions_with",
     "fit_weights",
+    "gradient_norms",
     "gradient_shards",
+    "group_table",
     "guarded",
     "learn_weights",
     "likeness",
+    "mixed_with_uniform",
+    "relative_to_norms",
     "self_supervised_loss",
     "stability",
     "stream_contributions",

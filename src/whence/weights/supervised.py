@@ -21,7 +21,12 @@ RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the mean diagonal of the normal 
 
 
 def fit_weights(
-    found: Contributions, outcomes: Outcomes, *, point: int | None = None, ridge: float | None = None
+    found: Contributions,
+    outcomes: Outcomes,
+    *,
+    point: int | None = None,
+    ridge: float | None = None,
+    towards: GroupWeights | None = None,
 ) -> GroupWeights:
     """Non-negative weights whose summed scores come nearest to what leaving sets out did.
 
@@ -29,10 +34,10 @@ def fit_weights(
     taken as differences from their mean over the sets. Only their correlation counts, query by query: outcomes have
     norm 1, and so has P_q x at the weights x of the round before:
 
-        min_{x >= 0} sum_q |y_q - P_q x|^2 + ridge |x - c 1|^2
+        min_{x >= 0} sum_q |y_q - P_q x|^2 + ridge |x - c p|^2
 
-    with groups in units of their root mean square, and c 1 the multiple of RMS weights that fits best: with few
-    outcomes the weights stay near these. With outcomes of further training the weights make a method follow that.
+    with groups in units of their root mean square, and c p the multiple of the weights `towards` that fits best: with
+    few outcomes the weights stay near these. With outcomes of further training the weights make a method follow that.
 
     Args:
         found: Contributions of the queries that `outcomes` has; others are left out.
@@ -40,11 +45,13 @@ def fit_weights(
         point: Amount of training; default the last.
         ridge: Times the mean diagonal of the normal equations; default chosen among 0.01 to 100 by leaving out a fifth
             of the sets at a time.
+        towards: Weights of the same groups to stay near; default RMS weights.
     Returns:
         Weights with mean 1. `facts`: queries, sets, ridge, and the share of the variance explained, also by uniform and
         by RMS weights.
     Raises:
-        InputError: Fewer than 5 sets, no common queries, no outcome that varies, or no contribution that does.
+        InputError: Fewer than 5 sets, no common queries, no outcome that varies, or no contribution that does; or
+            `towards` is of other groups, or has weight only where nothing contributes.
         DataError: A left-out example has no contributions.
     Cost:
         n_query x n_sets x n_groups, and small systems.
@@ -54,12 +61,18 @@ def fit_weights(
     """
     if ridge is not None:
         require_positive(ridge, "ridge")
+    if towards is not None and towards.groups != found.groups:
+        raise InputError(f"The weights {towards.name!r} are of other groups. Use the grouping of the contributions.")
     sums, effects = _aligned(found, outcomes, point)
     sizes = sums.square().mean((0, 1)).sqrt()
     scale = torch.where(sizes > 0, 1 / sizes, 0.0)
     predicted, truth = _varying(sums * scale, effects)
-    chosen = _by_cross_validation(predicted, truth) if ridge is None else ridge
-    x = _fitted(predicted, truth, chosen)
+    prior = (scale > 0).double() if towards is None else towards.values * sizes
+    if not bool(prior.any()):
+        raise InputError("`towards` has weight only in groups that contribute nothing. Use other weights.")
+    prior = prior / prior.sum()
+    chosen = _by_cross_validation(predicted, truth, prior) if ridge is None else ridge
+    x = _fitted(predicted, truth, chosen, prior)
     explained = {
         "uniform": _explained(predicted, truth, sizes),
         "rms": _explained(predicted, truth, (scale > 0).double()),
@@ -70,6 +83,7 @@ def fit_weights(
         "queries": len(truth),
         "sets": truth.shape[1],
         "ridge": chosen,
+        "towards": "rms" if towards is None else towards.name,
         "explained": explained,
     }
     return GroupWeights(x * scale, found.groups, "few_shot", found.method, facts)
@@ -107,16 +121,16 @@ def _varying(sums: Tensor, effects: Tensor) -> tuple[Tensor, Tensor]:
     return sums[use], effects[use] / size[use, None]
 
 
-def _fitted(sums: Tensor, truth: Tensor, ridge: float) -> Tensor:
+def _fitted(sums: Tensor, truth: Tensor, ridge: float, prior: Tensor) -> Tensor:
     """x >= 0 (g,) with sum 1, each round with predictions of norm 1 at the weights before.
 
     Raises:
         InputError: No group predicts the outcomes.
     """
-    x = torch.full(sums.shape[2:], 1 / sums.shape[2], dtype=torch.float64)
+    x = prior
     for _ in range(ROUNDS):
         size = (sums @ x).norm(dim=1)
-        new = _solve(sums / torch.where(size > 0, size, torch.inf)[:, None, None], truth, ridge)
+        new = _solve(sums / torch.where(size > 0, size, torch.inf)[:, None, None], truth, ridge, prior)
         total = float(new.sum())
         if total <= 0:
             raise InputError("No group predicts these outcomes. Use more sets, more seeds, or another method.")
@@ -126,20 +140,20 @@ def _fitted(sums: Tensor, truth: Tensor, ridge: float) -> Tensor:
     return x
 
 
-def _solve(predicted: Tensor, truth: Tensor, ridge: float) -> Tensor:
+def _solve(predicted: Tensor, truth: Tensor, ridge: float, prior: Tensor) -> Tensor:
     """x >= 0, (g,)."""
     rows, y = predicted.flatten(0, 1), truth.flatten()
     a, b = rows.T @ y, rows.T @ rows
-    whole = rows.sum(1)
+    whole = rows @ prior
     level = float((whole @ y) / whole.square().sum()) if bool(whole.any()) else 0.0
     strength = ridge * float(b.diagonal().mean())
     n = len(a)
     return non_negative_least_squares(
-        b + strength * torch.eye(n, dtype=b.dtype), a + strength * max(level, 0.0) * torch.ones(n, dtype=b.dtype)
+        b + strength * torch.eye(n, dtype=b.dtype), a + strength * max(level, 0.0) * prior
     )
 
 
-def _by_cross_validation(sums: Tensor, truth: Tensor) -> float:
+def _by_cross_validation(sums: Tensor, truth: Tensor, prior: Tensor) -> float:
     """The ridge whose weights correlate best with sets they were not fitted to; every fifth set is one part."""
     n_sets = truth.shape[1]
     gains = dict.fromkeys(RIDGES, 0.0)
@@ -147,7 +161,7 @@ def _by_cross_validation(sums: Tensor, truth: Tensor) -> float:
         away = torch.arange(first, n_sets, PARTS)
         kept = torch.tensor([s for s in range(n_sets) if s % PARTS != first])
         for ridge in RIDGES:
-            x = _fitted(sums[:, kept], truth[:, kept], ridge)
+            x = _fitted(sums[:, kept], truth[:, kept], ridge, prior)
             size = (sums[:, kept] @ x).norm(dim=1)  # of these predictions: those of the sets away have no other scale
             predicted = sums[:, away] @ x / torch.where(size > 0, size, torch.inf)[:, None]
             gains[ridge] -= float((truth[:, away] - predicted).square().sum())

@@ -1,0 +1,69 @@
+"""Relative influence: contributions as they would be if the gradients of all train examples had norm 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from whence.data import Examples
+from whence.errors import InputError, ShapeError
+from whence.gradients import loss_gradients
+from whence.task import Task
+from whence.weights.by_group import Contributions
+from whence.weights.stream import ContributionStream
+
+Either = TypeVar("Either", Contributions, ContributionStream)
+
+
+def gradient_norms(task: Task, train: Examples) -> Tensor:
+    """Norms (n_train,) of the loss gradients of train examples, over all parameters.
+
+    Cost:
+        One pass of gradients.
+    """
+    return torch.cat([rows.double().norm(dim=1).cpu() for _, rows in loss_gradients(task, train)])
+
+
+def relative_to_norms(found: Either, norms: Tensor) -> Either:
+    """Contributions with those of each train example divided by the norm of its features.
+
+    A train example with a large gradient, an outlier or one with a high loss, changes every query; divided by the norm
+    it counts for what it does to this query in particular. The norm is that of the whole gradient, not of one group's
+    part: groups keep their shares of each score. Weights and `lds` then see the relative scores.
+
+    Args:
+        found: Contributions, in memory or streamed.
+        norms: (n_train,), of `gradient_norms`, of `GradientShards.norms`, or of the features of a method.
+    Returns:
+        Contributions without a unit: they only rank. An example with norm 0 has no direction, and contributes 0.
+    Raises:
+        ShapeError: Not one norm for each train example.
+        InputError: A norm is negative or not finite.
+    Reference:
+        Barshan et al. (2020), arXiv:2003.11630; with the identity as curvature both of its constraints are this one.
+    """
+    n_train = len(found.train_ids)
+    if tuple(norms.shape) != (n_train,):
+        raise ShapeError(f"`norms` must be (n_train,) = ({n_train},); got {tuple(norms.shape)}.")
+    bad = ~(torch.isfinite(norms) & (norms >= 0))
+    if bool(bad.any()):
+        at = int(bad.nonzero()[0])
+        raise InputError(
+            f"The norm of train example {found.train_ids[at]!r} is {float(norms[at])}. Norms are finite and not "
+            "negative; look at its gradient."
+        )
+    inverse = torch.where(norms > 0, 1 / norms.double(), 0.0)
+    facts: dict[str, Any] = {**found.provenance, "relative": True}
+    if isinstance(found, Contributions):
+        return replace(found, values=found.values * inverse.to(found.values)[:, None], unit=None, provenance=facts)
+    whole = found.blocks
+
+    def blocks() -> Iterator[tuple[slice, Tensor]]:
+        for part, block in whole():
+            yield part, block * inverse[part].to(block)
+
+    return replace(found, blocks=blocks, unit=None, provenance=facts)
