@@ -21,7 +21,7 @@ class Fixed:
         center: Scores are measured from their mean over the train set.
         normalise: What groups are learned in units of.
         holdout: Share of the learning queries by which the guard decides.
-        uniform_share: Of unweighted scores, in units of their spread, that the relative weights are mixed with.
+        unweighted_share: Of unweighted scores, in units of their spread, that the relative weights are mixed with.
         share: Of the train set, that a kept set keeps.
     """
 
@@ -29,7 +29,7 @@ class Fixed:
     center: bool = True
     normalise: Normalise = "rms"
     holdout: float = 0.2
-    uniform_share: float = 0.5
+    unweighted_share: float = 0.5
     share: float = 0.5
 
     def options(self) -> dict[str, Any]:

@@ -88,4 +88,4 @@ def relative(trained: Trained, found: Contributions) -> GroupWeights:
     """Learned on contributions of train gradients of norm 1, then mixed with uniform weights."""
     norms = gradient_norms(trained.inputs.task, trained.inputs.train)
     weights = learn_weights(relative_to_norms(found, norms), "nnls", **FIXED.options())
-    return mixed_with_uniform(weights, found, FIXED.uniform_share)
+    return mixed_with_uniform(weights, found, FIXED.unweighted_share)

@@ -92,7 +92,7 @@ def test_figures_are_those_of_a_direct_computation(result: dict[str, Any]) -> No
     }
     norms = torch.cat([rows.norm(dim=1) for _, rows in loss_gradients(final, examples)])
     relative = learn_weights(relative_to_norms(found, norms), "nnls", **FIXED.options())
-    weights["relative"] = mixed_with_uniform(relative, found, FIXED.uniform_share)
+    weights["relative"] = mixed_with_uniform(relative, found, FIXED.unweighted_share)
     weights["few_shot"] = fit_weights(found, outcomes(plan.few_shot, learning), towards=weights["relative"])
     scores = {name: attribute_with(inputs, "ekfac", weights=own) for name, own in weights.items()}
     scores["uniform"] = attribute_with(inputs, "ekfac")

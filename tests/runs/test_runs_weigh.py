@@ -20,7 +20,17 @@ from whence.runs.start import build, read_config
 from whence.runs.weigh import read_contributions, read_weighted_scores, read_weights, weighed_methods
 from whence.storage import read_json
 from whence.task import GroupWeights, Task
-from whence.weights import SOLVERS, fit_weights, guarded, stability, with_entropy_floor, without_hubs
+from whence.weights import (
+    SOLVERS,
+    fit_weights,
+    gradient_norms,
+    guarded,
+    mixed_with_uniform,
+    relative_to_norms,
+    stability,
+    with_entropy_floor,
+    without_hubs,
+)
 
 FACTORY = """
 import pathlib
@@ -127,12 +137,15 @@ def test_weights_are_those_of_the_python_functions(finished):
         learned_from = whence.contributions(*parts, setup.learning_queries, method, groups="module", **options)
         asked = whence.contributions(*parts, setup.queries, method, groups="module", **options)
         assert asked.groups.names == ("0", "2")
-        for name, solver in (("learned", "nnls"), ("rms", "rms")):
-            wanted = whence.learn_weights(learned_from, solver, k=3)
+        relative = relative_to_norms(learned_from, gradient_norms(*parts))
+        mixed = mixed_with_uniform(whence.learn_weights(relative, k=3), learned_from)
+        softened = {"relative": True, "entropy": mixed.entropy, "max_over_min": mixed.ratio}
+        rms = whence.learn_weights(learned_from, "rms", k=3)
+        for name, wanted, more in (("learned", mixed, softened), ("rms", rms, {})):
             found = result.weights[method][name]
             assert_close(found.values, wanted.values, rtol=0, atol=0)
             assert (found.name, found.method, found.groups) == (name, method, asked.groups)
-            own = {**wanted.facts, "seconds": found.facts["seconds"], "contributions": "in memory"}
+            own = {**wanted.facts, **more, "seconds": found.facts["seconds"], "contributions": "in memory"}
             assert {key: value for key, value in found.facts.items() if key != "stability"} == own
             assert ("stability" in found.facts) == (name == "learned")
             top = pd.read_parquet(result.folder / "weights" / method / f"{name}-top.parquet")
@@ -296,9 +309,12 @@ def learning_contributions(folder, groups="module", method="grad_dot", **options
     return whence.contributions(setup.task, setup.train, setup.learning_queries, method, groups=groups, **options)
 
 
+PLAIN = "k = 3\nrelative = false\nunweighted_share = 0.0\n"
+
+
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
 def test_every_solver_can_be_named(project, solver):
-    edit(project / "tiny.toml", "k = 3", f'k = 3\nsolver = "{solver}"\nmethods = ["grad_dot"]')
+    edit(project / "tiny.toml", "k = 3", f'{PLAIN}solver = "{solver}"\nmethods = ["grad_dot"]')
     edit(project / "tiny.toml", 'methods = ["grad_dot", "horizon_ahead"]\n', "")
     run_weigh("tiny.toml")
     wanted = whence.learn_weights(learning_contributions(project), solver, k=3)
@@ -306,7 +322,7 @@ def test_every_solver_can_be_named(project, solver):
 
 
 def test_options_reach_the_solver(project):
-    edit(project / "tiny.toml", "k = 3", 'k = 3\nsolver = "adamw"\noptions = {steps = 7, lr = 0.5}')
+    edit(project / "tiny.toml", "k = 3", PLAIN + 'solver = "adamw"\noptions = {steps = 7, lr = 0.5}')
     run_weigh("tiny.toml")
     wanted = whence.learn_weights(learning_contributions(project), "adamw", k=3, steps=7, lr=0.5)
     assert_close(learned(project)["learned"].values, wanted.values, rtol=0, atol=0)
@@ -320,7 +336,7 @@ def test_channels_are_groups_too(project):
 
 
 def test_robust_weights_are_those_of_the_python_functions(project):
-    edit(project / "tiny.toml", "k = 3", "k = 3\nwithout_hubs = true\nguard = true\nentropy_floor = 0.99\nfolds = 3")
+    edit(project / "tiny.toml", "k = 3", PLAIN + "without_hubs = true\nguard = true\nentropy_floor = 0.99\nfolds = 3")
     run_weigh("tiny.toml")
     for method, options in METHODS.items():
         found = without_hubs(learning_contributions(project, method=method, **options))
@@ -355,7 +371,7 @@ def test_few_shot_weights_follow_what_training_anew_does(project):
         initialize=reinitialized(setup.task),
         engine="loop",
     ).outcomes()
-    wanted = fit_weights(learning_contributions(project), outcomes)
+    wanted = fit_weights(learning_contributions(project), outcomes, towards=learned(project)["learned"])
     own = learned(project)["few_shot"]
     assert_close(own.values, wanted.values, rtol=1e-9, atol=1e-12)
     assert (own.facts["sets"], own.name) == (6, "few_shot")
@@ -373,7 +389,7 @@ def test_few_shot_weights_need_an_original_training(project):
 
 
 def with_bytes(project, allowed, methods='["grad_dot", "horizon_ahead"]'):
-    edit(project / "tiny.toml", "k = 3", f"k = 3\nmemory_gib = {allowed / 2**30!r}")
+    edit(project / "tiny.toml", "k = 3", f"{PLAIN}memory_gib = {allowed / 2**30!r}")
     edit(project / "tiny.toml", 'methods = ["grad_dot", "horizon_ahead"]', f"methods = {methods}")
 
 

@@ -242,6 +242,7 @@ def test_weights_are_learned_once_on_queries_that_are_not_judged(problem, monkey
     assert own.of(Candidate("a", "grad_dot")) is None
     rms, learned = (own.of(Candidate(name, "grad_dot", weights=name)) for name in ("rms", "learned"))
     assert (rms.name, learned.name, len(rows)) == ("rms", "learned", 1)
+    assert learned.facts["relative"] is True
     # Learned on a fifth of the train set, with the others as the train set.
     asked, train = set(rows[0].queries.ids), set(rows[0].train.ids)
     assert len(asked) == 8

@@ -1,6 +1,7 @@
 """Learning with its safeguards is the Python functions in one order, on contributions in memory or streamed."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,10 +10,18 @@ from torch.testing import assert_close
 from whence.errors import InputError
 from whence.studies.weighing import Learning, energy_shares
 from whence.task import GroupWeights, ParameterGroups
-from whence.weights import Contributions, ContributionStream, learn_weights, without_hubs
+from whence.weights import (
+    Contributions,
+    ContributionStream,
+    learn_weights,
+    mixed_with_uniform,
+    relative_to_norms,
+    without_hubs,
+)
 
 NAMES = ("a", "b", "c")
 GROUPS = ParameterGroups(NAMES, (0, 1, 2), (1, 1, 1), NAMES)
+Plain = partial(Learning, relative=False, unweighted_share=0.0)
 
 
 def contributions(n_query=12, n_train=40, seed=0):
@@ -34,10 +43,32 @@ def test_energy_shares_are_shares_of_summed_squares():
 
 def test_nothing_asked_for_is_nothing_done():
     found = contributions()
-    weights = Learning(folds=0).weights(found)
+    weights = Plain(folds=0).weights(found)
     assert list(weights) == ["rms", "learned"]
     assert_close(weights["learned"].values, learn_weights(found).values, rtol=0, atol=0)
     assert not {"guard", "stability", "entropy_floor", "without_hubs"} & set(weights["learned"].facts)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_by_default_what_is_learned_on_relative_contributions_is_half_of_the_scores(streamed):
+    found, norms = contributions(), torch.linspace(0.1, 5, 40)
+    given = ContributionStream.of(found, block=7) if streamed else found
+    weights = Learning().weights(given, norms)
+    expected = mixed_with_uniform(learn_weights(relative_to_norms(found, norms)), found, 0.5)
+    assert_close(weights["learned"].values, expected.values, rtol=1e-6, atol=1e-9)
+    assert_close(weights["rms"].values, learn_weights(found, "rms").values, rtol=1e-6, atol=1e-9)
+    facts = weights["learned"].facts
+    assert (facts["relative"], facts["unweighted_share"]) == (True, 0.5)
+    assert facts["entropy"] == weights["learned"].entropy
+    if not streamed:
+        low, high = (torch.tensor(facts["stability"][end]) for end in ("low", "high"))
+        assert bool((low > 0).all())  # of mixed weights, none of which is 0
+        assert bool((high > low).any())
+
+
+def test_relative_needs_norms():
+    with pytest.raises(InputError, match="pass `norms"):
+        Learning().weights(contributions())
 
 
 def test_hubs_are_removed_before_anything_is_learned():
@@ -45,7 +76,7 @@ def test_hubs_are_removed_before_anything_is_learned():
     hubs = found.values + 50 * torch.randn(1, 40, 3, generator=torch.Generator().manual_seed(1))
     with_hubs = Contributions(hubs, GROUPS, found.query_ids, found.train_ids)
     assert_close(
-        Learning(without_hubs=True).weights(with_hubs)["learned"].values,
+        Plain(without_hubs=True).weights(with_hubs)["learned"].values,
         learn_weights(without_hubs(found)).values,
         rtol=1e-5,
         atol=1e-6,
@@ -53,14 +84,14 @@ def test_hubs_are_removed_before_anything_is_learned():
 
 
 def test_the_guard_takes_what_is_best_on_queries_held_out():
-    weights = Learning(guard=True, k=3).weights(contributions())["learned"]
+    weights = Plain(guard=True, k=3).weights(contributions())["learned"]
     losses = dict(weights.facts["guard"]["losses"])
     assert weights.facts["guard"]["chosen"] == min(losses, key=losses.get)
     assert weights.name == "learned"
 
 
 def test_the_floor_comes_last_and_its_facts_are_of_the_weights_given():
-    weights = Learning(entropy_floor=0.9).weights(contributions())["learned"]
+    weights = Plain(entropy_floor=0.9).weights(contributions())["learned"]
     assert 0.9 <= weights.entropy < 0.9 + 1e-6
     assert weights.facts["entropy"] == weights.entropy
     assert weights.facts["max_over_min"] == weights.ratio
@@ -69,12 +100,12 @@ def test_the_floor_comes_last_and_its_facts_are_of_the_weights_given():
 
 @pytest.mark.parametrize("n_query, folds", [(12, 4), (3, 3), (1, None)])
 def test_there_are_at_most_as_many_folds_as_queries(n_query, folds):
-    facts = Learning(folds=4).weights(contributions(n_query))["learned"].facts
+    facts = Plain(folds=4).weights(contributions(n_query))["learned"].facts
     assert facts.get("stability", {}).get("folds") == folds
 
 
 def test_likenesses_that_do_not_exist_are_left_out():
-    facts = Learning(solver="uniform", folds=3).weights(contributions())["learned"].facts["stability"]
+    facts = Plain(solver="uniform", folds=3).weights(contributions())["learned"].facts["stability"]
     assert facts["cosine"] == pytest.approx(1.0)
     assert "centered" not in facts  # uniform weights have no part of their own
     assert facts["low"] == facts["high"] == [1.0, 1.0, 1.0]
@@ -82,7 +113,7 @@ def test_likenesses_that_do_not_exist_are_left_out():
 
 def test_streams_are_learned_from_without_folds():
     found = contributions()
-    how = Learning(without_hubs=True, guard=True, k=3)
+    how = Plain(without_hubs=True, guard=True, k=3)
     whole, streamed = (how.weights(one)["learned"] for one in (found, ContributionStream.of(found, block=7)))
     assert_close(streamed.values, whole.values, rtol=1e-6, atol=1e-9)
     assert "stability" in whole.facts
@@ -91,5 +122,5 @@ def test_streams_are_learned_from_without_folds():
 
 def test_hubs_need_several_queries():
     with pytest.raises(InputError, match="Hubs are seen over several queries"):
-        Learning(without_hubs=True).weights(contributions(1))
-    assert math.isfinite(Learning().weights(contributions(2))["learned"].entropy)
+        Plain(without_hubs=True).weights(contributions(1))
+    assert math.isfinite(Plain().weights(contributions(2))["learned"].entropy)

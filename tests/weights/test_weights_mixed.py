@@ -45,7 +45,7 @@ def test_mixed_scores_are_a_sum_of_scores_of_equal_spread(found, share, streamed
     expected = share * ones / spread(found.values, ones)
     expected = expected + (1 - share) * weights.values / spread(found.values, weights.values)
     torch.testing.assert_close(mixed.values, expected / expected.mean())
-    assert mixed.facts["uniform_share"] == share
+    assert mixed.facts["unweighted_share"] == share
     assert (mixed.name, mixed.method) == (weights.name, weights.method)
 
 

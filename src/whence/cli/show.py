@@ -89,11 +89,12 @@ def _weight_facts(weightings: Mapping[str, GroupWeights]) -> Lines:
         f"Made by {facts['solver']} in {facts['seconds']:.2g} s from contributions {facts['contributions']}; "
         f"entropy {entropy:.2f} (1 is uniform)."
     ]
-    floored = " before the entropy floor" if "uniform_share" in facts else ""
+    softened = "uniform_share" in facts or "unweighted_share" in facts
+    when = (" of relative contributions" if facts.get("relative") else "") + (" as learned" if softened else "")
     for part, what in (("queries", "learning queries"), ("held_out", "held out")):
         if (facts.get(part) or {}).get("loss"):
             losses = _named(facts[part]["loss"], digits=4).replace("weights", "learned")
-            lines.append(f"Loss on {facts[part]['n']} {what}{floored}, lower is better: {losses}.")
+            lines.append(f"Loss on {facts[part]['n']} {what}{when}, lower is better: {losses}.")
     if "stability" in facts:
         alike = {name: facts["stability"].get(name) for name in ("cosine", "centered", "spearman")}
         lines.append(f"Likeness of two of {facts['stability']['folds']} folds: {_named(alike, digits=2)}.")
@@ -103,6 +104,8 @@ def _weight_facts(weightings: Mapping[str, GroupWeights]) -> Lines:
         )
     if "uniform_share" in facts:
         lines.append(f"Entropy floor {facts['entropy_floor']:g}: {100 * facts['uniform_share']:.0f} % uniform weights.")
+    if "unweighted_share" in facts:
+        lines.append(f"Mixed with unweighted scores, {100 * facts['unweighted_share']:.0f} % of the spread.")
     if "note" in facts:
         lines.append(f"Note: {facts['note']}.")
     if "few_shot" in weightings:

@@ -151,9 +151,12 @@ class WeighConfig:
         center: Measure the scores of each learning query from their mean.
         normalise: What is learned on: groups of equal root mean square, or the raw contributions.
         holdout: Share of the learning queries that the loss is checked on.
+        relative: Learn on contributions of train gradients of norm 1: what the losses of train examples have in common
+            is no signal of any group.
         without_hubs: Take from each train example what it contributes to all learning queries alike.
         guard: Take uniform or RMS weights where these have the lower loss on the queries held out.
         entropy_floor: Least entropy of the weights, between 0 (no floor) and 1 (uniform).
+        unweighted_share: Of unweighted scores, that the weighted ones are mixed with, between 0 (none) and 1.
         folds: Parts of the learning queries that are left out in turn, to see how stable the weights are; 0 leaves
             that out.
         few_shot: Kept sets, at least 5, on which the model is trained anew as in [evaluate], with seeds of their own:
@@ -171,9 +174,11 @@ class WeighConfig:
     center: bool = True
     normalise: Literal["rms", "none"] = "rms"
     holdout: float = 0.2
+    relative: bool = True
     without_hubs: bool = False
     guard: bool = False
     entropy_floor: float = 0.0
+    unweighted_share: float = 0.5
     folds: int = 5
     few_shot: int = 0
     memory_gib: float = 2.0
@@ -189,6 +194,8 @@ class WeighConfig:
             raise InputError("`guard` compares losses on queries held out, and `holdout` is 0. Give it 0.2, say.")
         if not 0 <= self.entropy_floor <= 1:
             raise InputError(f"`entropy_floor` must be in [0, 1], where 1 means uniform; got {self.entropy_floor!r}.")
+        if not 0 <= self.unweighted_share <= 1:
+            raise InputError(f"`unweighted_share` must be in [0, 1]; got {self.unweighted_share!r}.")
         if self.few_shot != 0:
             require_count(self.few_shot, "few_shot", minimum=5)
 

@@ -38,6 +38,7 @@ from whence.weights import (
     ContributionStream,
     contributions_with,
     fit_weights,
+    gradient_norms,
     gradient_shards,
     stream_contributions,
 )
@@ -285,10 +286,11 @@ def _route(begun: Start, n_learning: int, groups: ParameterGroups, method: str) 
 def _learn(plan: _Plan, method: str, outcomes: Outcomes | None) -> dict[str, GroupWeights]:
     """All weightings of one method."""
     found = _learning_contributions(plan, method)
-    weightings = learning_of(plan.begun.run.config.weigh).weights(found)
+    how = learning_of(plan.begun.run.config.weigh)
+    weightings = how.weights(found, gradient_norms(plan.begun.task, plan.begun.train) if how.relative else None)
     if outcomes is not None:
         assert isinstance(found, Contributions)  # `_route` has refused others
-        weightings[FEW_SHOT] = fit_weights(found, outcomes)
+        weightings[FEW_SHOT] = fit_weights(found, outcomes, towards=weightings["learned"])
     facts: dict[str, Any] = {"contributions": ROUTES[plan.routes[method]]}
     shared = plan.begun.setup.shared_rows()
     if any(shared.values()):

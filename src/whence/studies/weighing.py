@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from whence.data import Examples, random_kept_sets
-from whence.errors import WhenceWarning
+from whence.errors import InputError, WhenceWarning
 from whence.evaluation import Lds, lds, reliability
 from whence.gold import Initialize, retrain
 from whence.methods import Inputs
@@ -24,9 +24,13 @@ from whence.training import Recipe
 from whence.weights import (
     Contributions,
     ContributionStream,
+    Stability,
     contributions_with,
+    gradient_norms,
     guarded,
     learn_weights,
+    mixed_with_uniform,
+    relative_to_norms,
     stability,
     with_entropy_floor,
     without_hubs,
@@ -39,17 +43,24 @@ Limits = tuple[float, float, float]  # value, low, high
 class Learning:
     """How weights of parameter groups are learned, and what is done for safety, in this order.
 
+    By default as it did least harm where it was measured (`docs/weights.md`). The published way is `relative=False,
+    unweighted_share=0, center=False, solver="adamw"`.
+
     Args:
+        relative: Learn on contributions of train gradients of norm 1; see `relative_to_norms`. What the losses of train
+            examples have in common is no signal of any group.
         without_hubs: Learn on contributions less their mean over the queries; see `without_hubs`.
         solver: A name in `SOLVERS`.
         k, center, normalise, holdout: As in `learn_weights`.
         guard: Take uniform or RMS weights instead where these have the lower loss on the held-out learning queries.
         entropy_floor: Move the weights towards uniform ones until their entropy is this; 0 leaves them.
+        unweighted_share: Of unweighted scores, that the weighted ones are mixed with; see `mixed_with_uniform`.
         folds: In how many parts the learning queries are left out in turn, to see how stable the weights are; below 2
             not at all.
         options: Of the solver.
     """
 
+    relative: bool = True
     without_hubs: bool = False
     solver: str = "nnls"
     k: int = 10
@@ -58,35 +69,58 @@ class Learning:
     holdout: float = 0.2
     guard: bool = False
     entropy_floor: float = 0.0
+    unweighted_share: float = 0.5
     folds: int = 5
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def weights(self, found: Contributions | ContributionStream) -> dict[str, GroupWeights]:
+    def weights(
+        self, found: Contributions | ContributionStream, norms: Tensor | None = None
+    ) -> dict[str, GroupWeights]:
         """RMS and learned weights, {"rms", "learned"}.
 
         Args:
             found: Contributions of the learning queries. Streamed ones have no folds.
+            norms: (n_train,), of `gradient_norms`; needed for `relative`.
         Returns:
-            The facts of the learned ones tell what was done: `guard`, `entropy_floor`, and `stability` with the mean
-            likeness of two folds and the range (low, high) of each weight over the folds.
+            The facts of the learned ones tell what was done: `relative`, `guard`, `entropy_floor`, `unweighted_share`,
+            and `stability` with the mean likeness of two folds and the range (low, high) of each weight over the folds.
         Raises:
-            InputError: See `learn_weights`, `without_hubs`, `guarded` and `with_entropy_floor`.
+            InputError: `relative` without norms; see also `learn_weights`, `without_hubs`, `guarded`,
+                `with_entropy_floor` and `mixed_with_uniform`.
         Cost:
             That of the solver once for each fold and once more; see `learn_weights`.
         """
-        seen = without_hubs(found) if self.without_hubs else found  # type: ignore[type-var]
-        rms = self._learned(seen, "rms")
+        seen, facts = self._seen(found, norms)
         own = self._learned(seen, self.solver, **self.options)
-        facts: dict[str, Any] = {"without_hubs": True} if self.without_hubs else {}
         if self.guard:
-            own = guarded([self._learned(seen, "uniform"), rms, own])
+            own = guarded([self._learned(seen, "uniform"), self._learned(seen, "rms"), own])
         if self.entropy_floor > 0:
             own = with_entropy_floor(own, self.entropy_floor)
-            ratio = own.ratio if math.isfinite(own.ratio) else None
-            facts |= {"entropy_floor": self.entropy_floor, "entropy": own.entropy, "max_over_min": ratio}
+            facts["entropy_floor"] = self.entropy_floor
+        own = self._mixed(own, found)
+        facts |= {"entropy": own.entropy, "max_over_min": own.ratio if math.isfinite(own.ratio) else None}
         if isinstance(seen, Contributions) and min(self.folds, len(seen.query_ids)) > 1:
-            facts["stability"] = self._stability(seen)
-        return {"rms": rms, "learned": replace(own, name="learned", facts={**own.facts, **facts})}
+            facts["stability"] = self._stability(seen, found)
+        learned = replace(own, name="learned", facts={**own.facts, **facts})
+        return {"rms": self._learned(found, "rms"), "learned": learned}
+
+    def _seen(
+        self, found: Contributions | ContributionStream, norms: Tensor | None
+    ) -> tuple[Contributions | ContributionStream, dict[str, Any]]:
+        """What is learned from, and what was done to it."""
+        seen, facts = found, dict[str, Any]()
+        if self.relative:
+            if norms is None:
+                raise InputError(
+                    "`relative` divides by norms of train gradients: pass `norms=gradient_norms(task, train)`."
+                )
+            seen, facts = relative_to_norms(seen, norms), {"relative": True}  # type: ignore[type-var]
+        if self.without_hubs:
+            seen, facts = without_hubs(seen), {**facts, "without_hubs": True}  # type: ignore[type-var]
+        return seen, facts
+
+    def _mixed(self, weights: GroupWeights, found: Contributions | ContributionStream) -> GroupWeights:
+        return mixed_with_uniform(weights, found, self.unweighted_share) if self.unweighted_share > 0 else weights
 
     def _learned(self, found: Contributions | ContributionStream, solver: str, **options: Any) -> GroupWeights:
         return learn_weights(found, solver, holdout=self.holdout, **self._objective, **options)
@@ -95,11 +129,13 @@ class Learning:
     def _objective(self) -> dict[str, Any]:
         return {"k": self.k, "center": self.center, "normalise": self.normalise}
 
-    def _stability(self, found: Contributions) -> dict[str, Any]:
-        folds = min(self.folds, len(found.query_ids))
+    def _stability(self, seen: Contributions | ContributionStream, found: Contributions | ContributionStream) -> Any:
+        assert isinstance(seen, Contributions)
+        folds = min(self.folds, len(seen.query_ids))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WhenceWarning)  # said once, of the weights themselves
-            spread = stability(found, self.solver, folds=folds, **self._objective, **self.options)
+            parts = stability(seen, self.solver, folds=folds, **self._objective, **self.options).folds
+        spread = Stability.of([self._mixed(one, found) for one in parts])
         alike = {name: value for name, value in vars(spread.likeness).items() if math.isfinite(value)}
         return {"folds": folds, **alike, "low": spread.table["low"].tolist(), "high": spread.table["high"].tolist()}
 
@@ -198,7 +234,7 @@ def weigh(
     """
     started = time.perf_counter()
     found = contributions_with(inputs.with_queries(learning), method)
-    weights = Learning().weights(found)
+    weights = Learning().weights(found, gradient_norms(inputs.task, inputs.train))
     seconds = time.perf_counter() - started
     outcomes = retraining.outcomes(inputs, store_dir)
     parts = contributions_with(inputs, method, groups=found.groups)

@@ -43,7 +43,7 @@ def mixed_with_uniform(
     if not bool((spread > 0).all()):
         raise InputError("Scores that are the same for all train examples have no spread. Use other queries.")
     values = torch.tensor([share, 1 - share], dtype=torch.float64) / spread @ both
-    return replace(weights, values=values, facts={**weights.facts, "uniform_share": share})
+    return replace(weights, values=values, facts={**weights.facts, "unweighted_share": share})
 
 
 def _spreads(found: Contributions | ContributionStream, weights: Tensor) -> Tensor:

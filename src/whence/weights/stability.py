@@ -70,6 +70,11 @@ class Stability:
     table: pd.DataFrame
     likeness: Likeness
 
+    @classmethod
+    def of(cls, folds: Sequence[GroupWeights]) -> Stability:
+        """Of the weights of at least two folds."""
+        return cls(tuple(folds), _spread(folds), _mean_likeness(folds))
+
 
 def stability(
     found: Contributions, solver: str = "nnls", *, folds: int = 5, seed: int = 0, **options: Any
@@ -94,7 +99,7 @@ def stability(
     away = [set(order[k::folds]) for k in range(folds)]
     kept = [[q for q in range(n_query) if q not in one] for one in away]
     weights = tuple(learn_weights(found.rows(rows), solver, holdout=0.0, **options) for rows in kept)
-    return Stability(weights, _spread(weights), _mean_likeness(weights))
+    return Stability.of(weights)
 
 
 def _spread(weights: Sequence[GroupWeights]) -> pd.DataFrame:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from functools import cached_property
 from typing import final
+
+from torch import Tensor
 
 from whence.data import Examples
 from whence.errors import WhenceWarning
 from whence.methods import METHODS, Inputs
 from whence.studies.audit.candidates import WEIGHTINGS, Candidate
 from whence.studies.spacing import evenly
+from whence.studies.weighing import Learning
 from whence.task import GroupWeights
 from whence.training import Recipe
-from whence.weights import Contributions, contributions_with, learn_weights
+from whence.weights import Contributions, contributions_with, gradient_norms, learn_weights
 
 MOST_LEARNING = 100  # queries
 LEARNING_SHARE = 0.2  # of the train set, where no queries to learn from are given
@@ -50,7 +54,13 @@ class Weighting:
             self._known[key] = self._contributions(candidate)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WhenceWarning)  # that the objective decides little: the audit measures it
-            return learn_weights(self._known[key], solver)
+            if solver == "rms":
+                return learn_weights(self._known[key], solver)
+            return Learning(solver=solver, folds=0).weights(self._known[key], self._norms)["learned"]
+
+    @cached_property
+    def _norms(self) -> Tensor:
+        return gradient_norms(self._task, self._train)
 
     def of_first(self, n_train: int) -> Weighting:
         """The same with only the first train examples, to be timed."""
