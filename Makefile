@@ -42,6 +42,7 @@ bench: setup  ## published recipe on UCI Energy: agreement with further training
 	$(BIN)/python -m benchmarks.fimoda --dataset energy --seeds 5 --points 1,5,20,50,100,500 --out benchmarks/results/energy-five-seeds.json
 	$(BIN)/python -m benchmarks.fimoda --dataset energy --compare-loop --out benchmarks/results/energy-speed.json
 	$(BIN)/python -m benchmarks.weights --out benchmarks/results/weights.json
+	for bench in digits adult fashion_mnist cifar10 gpt2; do $(BIN)/python -m benchmarks.weights --bench $$bench || exit 1; done
 	$(BIN)/python -m benchmarks.unrolled --out benchmarks/results/unrolled.json
 	$(BIN)/python -m benchmarks.projections --out benchmarks/results/projections.json
 	$(BIN)/python -m benchmarks.tables

@@ -7,6 +7,7 @@
     agreement.parquet   scores against the gold standard
     summary.json        its numbers
     weights/<method>/   weights of parameter groups, and what each group contributes
+    weights/few-shot/   outcomes of training anew for few-shot weights
     retraining/         outcomes of training on kept sets
     evaluation/         scores against them, and how well wrong labels are found
     history.json        what each command took
