@@ -116,6 +116,56 @@ def test_projected_scores_are_the_formula_with_that_matrix(build, request, asser
     assert_same(scores(problem, dim=50, ridge=RIDGE).values, wanted, SOLVED)
 
 
+def by_tensor(problem, ridge, dim=None):
+    """A sum over parameter tensors of the formula with that tensor's gradients alone."""
+    layout = problem.task.layout
+    total = 0
+    for name, start, stop in zip(layout.names, layout.offsets, layout.offsets[1:], strict=False):
+        columns = torch.eye(layout.n_params, dtype=F64)[:, start:stop]
+        if dim is not None and stop - start > dim:
+            own = Projection(stop - start, dim, derive_seed(0, "trak", 0, name)).to_dense()
+            columns = columns @ own
+        total = total + by_hand(problem, ridge=ridge, projection=columns)
+    return total
+
+
+@pytest.mark.parametrize("dim", [None, 5])
+def test_each_tensor_may_have_an_inverse_of_its_own(dim, classification, assert_same):
+    problem = classification(n_train=30, hidden=4)
+    found = scores(problem, dim=dim, ridge=RIDGE, per_tensor=True)
+    assert_same(found.values, by_tensor(problem, 0.1, dim), SOLVED)
+    assert found.provenance["settings"]["per_tensor"] is True
+    # Without cross terms a group's contribution is its own formula.
+    layout = problem.task.layout
+    groups = ParameterGroups.of(layout, "tensor")
+    alone = [
+        scores(problem, dim=dim, ridge=RIDGE, per_tensor=True, weights=GroupWeights.only(groups, name)).values
+        for name in groups.names
+    ]
+    assert_same(sum(alone) / len(alone), by_tensor(problem, 0.1, dim), SOLVED)
+
+
+def test_projections_of_tensors_are_averaged(classification, assert_same):
+    problem = classification(n_train=30, hidden=4)
+    several = scores(problem, dim=5, ridge=RIDGE, per_tensor=True, n_projections=2).values
+    first = scores(problem, dim=5, ridge=RIDGE, per_tensor=True).values
+    assert not torch.allclose(several, first)
+    layout = problem.task.layout
+    second = 0
+    for name, start, stop in zip(layout.names, layout.offsets, layout.offsets[1:], strict=False):
+        columns = torch.eye(layout.n_params, dtype=F64)[:, start:stop]
+        if stop - start > 5:
+            columns = columns @ Projection(stop - start, 5, derive_seed(0, "trak", 1, name)).to_dense()
+        second = second + by_hand(problem, ridge=0.1, projection=columns)
+    assert_same(several, (first + second) / 2, SOLVED)
+
+
+def test_a_tensor_with_too_few_rows_is_refused_before_any_gradient(classification):
+    problem = classification(n_train=8, hidden=4)
+    with pytest.raises(NumericalError, match="Gram matrix is singular"):
+        scores(problem, dim=512, per_tensor=True)
+
+
 def test_a_margin_query_gets_the_published_scores(classification, assert_same):
     """phi_q^T (Phi^T Phi)^-1 Phi^T Q with Q = diag(1 - p_i): Park et al. (2023), with one model."""
     problem = classification(n_train=30, hidden=4, measure="margin")

@@ -18,7 +18,7 @@ from whence.methods.trak_output import ModelOutput
 from whence.progress import stage
 from whence.rng import derive_seed
 from whence.scores import ScoreBlock
-from whence.task import working_dtype
+from whence.task import ParameterLayout, working_dtype
 
 # Without a projection the Gram matrix is (n_params, n_params): 2 GiB in float64 at this size.
 MAX_UNPROJECTED = 16_384
@@ -31,6 +31,7 @@ def trak(
     seed: int = 0,
     n_projections: int = 1,
     projection: str = "sparse",
+    per_tensor: bool = False,
     ridge: Damping | None = None,
     checkpoints: Sequence[Checkpoint] | None = None,
 ) -> Result:
@@ -55,6 +56,9 @@ def trak(
         projection: "sparse", "rademacher" or "normal"; see `Projection`. In `benchmarks.projections` the mean
             correlation with the scores without a projection differs by .003 or less between them, and "sparse" takes a
             sixth (26,000 parameters) to a thirtieth (840,000) of the time of "rademacher" at `dim=512`.
+        per_tensor: Project each parameter tensor by itself to `dim` numbers, or take it whole where it has no more, and
+            give each an inverse of its own: scores are then a sum over tensors without cross terms. Weights of
+            parameter groups apply either way; with one inverse for all they weigh the query side only.
         ridge: In a mean over the train set; relative to the mean eigenvalue of Phi^T Phi / n. Default none.
         checkpoints: State dicts of the task's model, or files of them (`.safetensors`, `.pt`), read one at a time: as
             published, models trained from other starts or on other parts of the train set. Default the final model.
@@ -68,24 +72,26 @@ def trak(
     Cost:
         For each checkpoint one pass of gradients (with squared error one for each output); for each projection of it n
         n_params additions (sparse; dense kinds k times as many products), n k^2 + k^3 products and memory n k. Without
-        a projection two passes, memory n_params^2 and every checkpoint at once.
+        a projection two passes, memory n_params^2 and every checkpoint at once. `per_tensor` has one such projection
+        for each tensor.
     Reference:
         Park et al. (2023), arXiv:2303.14186, eq. (17).
     """
     train, n = inputs.train, inputs.n_train
-    n_params, dtype = inputs.task.layout.n_params, working_dtype(inputs.task.model)
-    maps = _maps(n_params, dim, seed, n_projections, projection)
+    layout, dtype = inputs.task.layout, working_dtype(inputs.task.model)
+    maps = _maps(layout, dim, seed, n_projections, projection, per_tensor=per_tensor)
     if ridge is not None:
         damping_filter(ridge)  # refuses a number without a unit
     models = Models.of(inputs, checkpoints)
     outputs = [ModelOutput.of(task, train) for task in models]
     loss_slopes = torch.stack([output.loss_slopes for output in outputs]).mean(0)
-    if ridge is None:
-        _require_enough_rows(maps[0], outputs[0], n)
+    for one in maps if ridge is None else ():
+        _require_enough_rows(one, outputs[0], n)
     members, directions, shifts = [], [], []
     with stage("models", total=len(models), unit="models") as progress:
         for c, (task, output) in enumerate(zip(models, outputs, strict=True)):
-            own = maps if c == 0 else _maps(n_params, dim, seed, n_projections, projection, first=c * n_projections)
+            first = c * n_projections
+            own = maps if c == 0 else _maps(layout, dim, seed, n_projections, projection, per_tensor, first=first)
             features = Features.of(task, train, output, loss_slopes, own, dtype)
             side = inputs.orientation / n * models.query_gradients(task, dtype)
             shifts += features.shifts(ridge)
@@ -96,30 +102,59 @@ def trak(
     def blocks() -> Iterator[ScoreBlock]:
         for found in zip(*(features.gradients() for features in members), strict=True):
             part = found[0][0]
-            rows = [phi for _, each in found for phi in each]  # one for each model and projection
-            yield ScoreBlock(part, torch.stack([pairwise(d, r) for d, r in zip(directions, rows, strict=True)]).mean(0))
+            rows = [phi for _, each in found for phi in each]  # one for each model, projection and, maybe, tensor
+            products = torch.stack([pairwise(d, r) for d, r in zip(directions, rows, strict=True)])
+            yield ScoreBlock(part, products.sum(0) / (len(models) * n_projections))
 
     settings = {"dim": dim, "seed": seed, "n_projections": n_projections, "projection": projection}
+    settings["per_tensor"] = per_tensor
     asked = None if ridge is None else ridge.to_dict()
     resolved = {"model_output": outputs[0].name, "ridge": asked, "resolved_ridge": shifts}
     return Result(blocks, {**settings, **resolved, "checkpoints": models.marks})
 
 
-def _maps(n_params: int, dim: int | None, seed: int, n_projections: int, kind: str, *, first: int = 0) -> list[Map]:
+def _maps(
+    layout: ParameterLayout,
+    dim: int | None,
+    seed: int,
+    n_projections: int,
+    kind: str,
+    per_tensor: bool = False,
+    *,
+    first: int = 0,
+) -> list[Map]:
     """The projections of one model; `first` counts those of models before it."""
     require_count(n_projections, "n_projections")
     require_count(seed, "seed", minimum=0)
-    if dim is not None:
-        seeds = [derive_seed(seed, "trak", k) for k in range(first, first + n_projections)]
-        return [Map(n_params, Projection(n_params, dim, one, kind)) for one in seeds]
-    if n_projections > 1:
+    if dim is None and n_projections > 1:
         raise InputError(f"`dim=None` asks for no projection, `n_projections={n_projections}` for several; give one.")
+    numbers = range(first, first + n_projections)
+    if per_tensor:
+        tensors = list(zip(layout.names, layout.sizes, layout.offsets, strict=False))
+        return [_of_tensor(*tensor, dim, (seed, k), kind) for k in numbers for tensor in tensors]
+    if dim is not None:
+        seeds = [derive_seed(seed, "trak", k) for k in numbers]
+        return [Map(layout.n_params, Projection(layout.n_params, dim, one, kind)) for one in seeds]
+    _require_small(layout.n_params, "")
+    return [Map(layout.n_params, None)]
+
+
+def _of_tensor(name: str, size: int, offset: int, dim: int | None, seed: tuple[int, int], kind: str) -> Map:
+    if dim is None or size <= dim:
+        _require_small(size, f" of {name!r}")
+        return Map(size, None, offset, whole=False)
+    root, number = seed
+    own = derive_seed(root, "trak", number, name)
+    return Map(size, Projection(size, dim, own, kind), offset, whole=False)
+
+
+def _require_small(n_params: int, of_what: str) -> None:
     if n_params > MAX_UNPROJECTED:
         raise InputError(
-            f"`dim=None` would need a Gram matrix of {n_params} x {n_params}; up to {MAX_UNPROJECTED} parameters are "
-            "done without a projection. Pass `dim`, for instance 512, or use influence_gn, which has a dual form."
+            f"`dim=None` would need a Gram matrix of {n_params} x {n_params}{of_what}; up to {MAX_UNPROJECTED} "
+            "parameters are done without a projection. Pass `dim`, for instance 512, or use influence_gn, which has a "
+            "dual form."
         )
-    return [Map(n_params, None)]
 
 
 def _require_enough_rows(one: Map, output: ModelOutput, n_train: int) -> None:

@@ -21,18 +21,33 @@ from whence.task import Task
 @final
 @dataclass(frozen=True)
 class Map:
-    """P^T of one projection, or nothing at all."""
+    """P^T of one projection, or nothing at all, of some of the parameters.
+
+    Attributes:
+        n_params: How many of them.
+        projection: None leaves their gradients as they are.
+        first: Where they begin in the flat vector.
+        whole: Whether they are all parameters.
+    """
 
     n_params: int
     projection: Projection | None
+    first: int = 0
+    whole: bool = True
 
     @property
     def dim(self) -> int:
         """Length of phi."""
         return self.n_params if self.projection is None else self.projection.dim
 
+    @property
+    def is_long(self) -> bool:
+        """Whether phi is as long as a row of all parameters, so that it is not kept."""
+        return self.whole and self.projection is None
+
     def __call__(self, rows: Tensor) -> Tensor:
-        return rows.double() if self.projection is None else self.projection.project(rows)
+        own = rows[:, self.first : self.first + self.n_params]
+        return own.double() if self.projection is None else self.projection.project(own)
 
 
 @final
@@ -81,7 +96,7 @@ class Features:
                 phi = phi.reshape(*rows.shape[:2], -1)
                 squares[k] += float(_times(phi, output.loss_slopes[part]).square().sum()) / (n * one.dim)
                 found.append(_times(phi, loss_slopes[part]))
-            if maps[0].projection is not None:
+            if not maps[0].is_long:
                 kept.append((part, found))
         train_slopes = torch.einsum("nrc,nr->nc", output.cotangents, loss_slopes)
         return cls(task, train, dtype, train_slopes, grams, squares, kept or None)
