@@ -57,7 +57,11 @@ if TYPE_CHECKING:
     from whence.weights import Contributions as Contributions
     from whence.weights import contributions as contributions
     from whence.weights import contributions_with as contributions_with
+    from whence.weights import fit_weights as fit_weights
+    from whence.weights import gradient_norms as gradient_norms
     from whence.weights import learn_weights as learn_weights
+    from whence.weights import mixed_with_uniform as mixed_with_uniform
+    from whence.weights import relative_to_norms as relative_to_norms
 
 __version__ = "0.1.0"
 
@@ -91,8 +95,10 @@ _ROOMS = {
     "contributions_with": "weights",
     "damped_inverse": "algebra",
     "first_order": "algebra",
+    "fit_weights": "weights",
     "flow": "algebra",
     "further_train": "gold",
+    "gradient_norms": "weights",
     "horizon": "methods.horizon:horizon_filter",
     "lds": "evaluation",
     "learn_weights": "weights",
@@ -100,9 +106,11 @@ _ROOMS = {
     "load_checkpoint": "task",
     "mislabel_auc": "evaluation",
     "mislabel_aucs": "evaluation",
+    "mixed_with_uniform": "weights",
     "plant_label_noise": "data",
     "random_kept_sets": "data",
     "reinitialized": "gold",
+    "relative_to_norms": "weights",
     "reliability": "evaluation",
     "removal": "evaluation",
     "retrain": "gold",
@@ -142,8 +150,10 @@ __all__ = [
     "contributions_with",
     "damped_inverse",
     "first_order",
+    "fit_weights",
     "flow",
     "further_train",
+    "gradient_norms",
     "horizon",
     "lds",
     "learn_weights",
@@ -151,9 +161,11 @@ __all__ = [
     "load_checkpoint",
     "mislabel_auc",
     "mislabel_aucs",
+    "mixed_with_uniform",
     "plant_label_noise",
     "random_kept_sets",
     "reinitialized",
+    "relative_to_norms",
     "reliability",
     "removal",
     "retrain",
