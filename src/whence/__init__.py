@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from whence.weights import contributions_with as contributions_with
     from whence.weights import fit_weights as fit_weights
     from whence.weights import gradient_norms as gradient_norms
+    from whence.weights import group_table as group_table
     from whence.weights import learn_weights as learn_weights
     from whence.weights import mixed_with_uniform as mixed_with_uniform
     from whence.weights import relative_to_norms as relative_to_norms
@@ -99,6 +100,7 @@ _ROOMS = {
     "flow": "algebra",
     "further_train": "gold",
     "gradient_norms": "weights",
+    "group_table": "weights",
     "horizon": "methods.horizon:horizon_filter",
     "lds": "evaluation",
     "learn_weights": "weights",
@@ -154,6 +156,7 @@ __all__ = [
     "flow",
     "further_train",
     "gradient_norms",
+    "group_table",
     "horizon",
     "lds",
     "learn_weights",

@@ -322,9 +322,9 @@ def test_every_solver_can_be_named(project, solver):
 
 
 def test_options_reach_the_solver(project):
-    edit(project / "tiny.toml", "k = 3", PLAIN + 'solver = "adamw"\noptions = {steps = 7, lr = 0.5}')
+    edit(project / "tiny.toml", "k = 3", PLAIN + 'two_sided = true\nsolver = "adamw"\noptions = {steps = 7, lr = 0.5}')
     run_weigh("tiny.toml")
-    wanted = whence.learn_weights(learning_contributions(project), "adamw", k=3, steps=7, lr=0.5)
+    wanted = whence.learn_weights(learning_contributions(project), "adamw", k=3, two_sided=True, steps=7, lr=0.5)
     assert_close(learned(project)["learned"].values, wanted.values, rtol=0, atol=0)
     assert learned(project)["learned"].facts["steps"] == 7
 

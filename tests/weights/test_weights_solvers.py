@@ -13,7 +13,8 @@ from whence.errors import InputError, UnknownNameError, WhenceWarning
 from whence.task import ParameterGroups
 from whence.weights import SOLVERS, Contributions, learn_weights, learning, self_supervised_loss
 from whence.weights.objective import WeightProblem, norms
-from whence.weights.solvers.adamw import gram_loss, score_loss
+from whence.weights.solvers import adamw
+from whence.weights.solvers.adamw import gram_loss, score_loss, solve_adamw
 from whence.weights.solvers.nnls import _descend as descend
 
 F64 = torch.float64
@@ -512,3 +513,45 @@ def test_held_out_queries_without_contributions_have_no_loss():
     facts = learn_weights(found_of(values), holdout=0.2).facts
     assert facts["held_out"] == {"n": 2, "loss": None}
     assert facts["queries"]["n"] == 8
+
+
+# --- early stopping ---------------------------------------------------------------------------------------------------
+
+
+def test_early_stopping_takes_the_weights_of_the_lowest_loss_on_watched_queries():
+    values = normal(20, 60, 4, seed=3)  # noise alone: descent fits the queries it sees
+    problem, options = WeightProblem(values, k=5), {"lr": 0.3, "batch_size": 5, "steps": 40}
+    watched, used = [0, 4, 8, 12, 16], [q for q in range(20) if q % 4]
+    found = solve_adamw(problem, **options, watch=0.25, patience=40)
+    # By hand: the same descent on the other queries, cut off after every pass of three steps.
+    path = []
+    for step in range(0, 41, 3):
+        x = adamw_by_hand(problem, used, step, **options)
+        path.append((loss_of(problem.weights(x), values[watched], 5), step, problem.weights(x)))
+    _, step, weights = min(path, key=lambda one: one[0])
+    assert 0 < step < 39
+    assert found.facts["steps"] == step
+    assert (found.facts["of_steps"], found.facts["watched"]) == (40, 5)
+    assert_close(found.weights, weights, rtol=1e-6, atol=0)  # rounding, grown over 40 steps of Adam
+    # Three looks that are no better end it; what was best before them stays.
+    losses = [loss for loss, _, _ in path]
+    stop = next(i for i in range(len(losses)) if min(losses[: i + 1]) < min(losses[i + 1 : i + 4], default=0))
+    assert solve_adamw(problem, **options, watch=0.25).facts["steps"] == path[stop][1]
+
+
+def adamw_by_hand(problem, used, n_steps, *, lr, batch_size, steps):
+    """Scaled weights after some of the steps on the queries at some positions."""
+    logits = torch.zeros(4, dtype=F64, requires_grad=True)
+    optimizer = torch.optim.AdamW([logits], lr=lr, weight_decay=0.0)
+    for step, batch in enumerate(adamw._batches(len(used), batch_size, steps, 0)[:n_steps]):
+        optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.zero_grad()
+        score_loss(problem, torch.softmax(logits, 0), torch.tensor(used)[batch]).backward()
+        optimizer.step()
+    return torch.softmax(logits.detach(), 0)
+
+
+@pytest.mark.parametrize("watch", [-0.1, 1.0, 0.01, 0.99])
+def test_watching_needs_queries_on_both_sides(watch):
+    with pytest.raises(InputError, match="`watch` must be a share"):
+        learned(normal(10, 30, 3), "adamw", k=3, watch=watch)

@@ -39,14 +39,6 @@ def truth_of(values, influence, weights):
     return float(pearson(values @ weights.values, influence).mean())
 
 
-def mean_truth(regime, way, seeds=3):
-    found = []
-    for seed in range(seeds):
-        values, influence = synthetic(regime, seed)
-        found.append(truth_of(values, influence, way(made(values))))
-    return sum(found) / seeds
-
-
 @pytest.mark.parametrize("center", [True, False])
 def test_cross_means_by_hand(center):
     values, _ = synthetic("Gaussian influence", 0, n_query=3, n_train=30, n_groups=4)
@@ -62,23 +54,72 @@ def test_cross_means_by_hand(center):
     torch.testing.assert_close(problem.cross_means(x), expected)
 
 
-# Measured over 5 seeds (1,000 examples, 40 queries, 24 groups): the margins are about half of what was seen.
+def few_shot(found, influence):
+    """From 16 left-out sets, with noise as large as what they do."""
+    ones, sets = torch.ones(1, dtype=F64), drawn_sets(16, influence.shape[1])
+    return fit_weights(found, outcomes_of(influence[:, :, None], ones, sets, noise=1.0))
+
+
+WAYS = {
+    "adamw, watched": lambda found, _: learn_weights(found, "adamw", watch=0.25),
+    "nnls, two-sided": lambda found, _: learn_weights(found, "nnls", two_sided=True),
+    "cross_fitted, two-sided": lambda found, _: learn_weights(found, "cross_fitted", two_sided=True),
+    "nnls, without hubs": lambda found, _: learn_weights(without_hubs(found), "nnls"),
+    "cross_fitted, without hubs": lambda found, _: learn_weights(without_hubs(found), "cross_fitted"),
+    "few-shot": few_shot,
+}
+
+
+# Correlation of weighted scores with the true influence, mean over 3 seeds (1,000 examples, 40 queries, 24 groups).
+# Measured is in the first column; thresholds leave about .03, and more where seeds differ.
 @pytest.mark.parametrize(
-    ("regime", "other", "margin"),
+    ("regime", "way", "measured", "least", "most"),
     [
-        ("Gaussian influence", "uniform", 0.15),
-        ("Gaussian influence", "nnls", 0.04),
-        ("heavy-tailed influence", "uniform", 0.15),
+        ("heavy-tailed influence", "uniform", 0.728, 0.6, 0.85),
+        ("heavy-tailed influence", "rms", 0.912, 0.88, 0.95),
+        ("heavy-tailed influence", "nnls", 0.972, 0.955, 1),
+        ("heavy-tailed influence", "adamw", 0.973, 0.955, 1),
+        ("heavy-tailed influence", "adamw, watched", 0.972, 0.955, 1),
+        ("heavy-tailed influence", "cross_fitted", 0.974, 0.955, 1),
+        ("heavy-tailed influence", "nnls, two-sided", 0.974, 0.955, 1),
+        ("heavy-tailed influence", "one_factor", 0.975, 0.955, 1),
+        ("heavy-tailed influence", "few-shot", 0.961, 0.93, 1),
+        # No tail tells signal from noise: the plain objective ends below its start, which early stopping keeps.
+        ("Gaussian influence", "rms", 0.922, 0.89, 0.94),
+        ("Gaussian influence", "nnls", 0.851, 0.75, 0.89),
+        ("Gaussian influence", "adamw", 0.792, 0.65, 0.89),
+        ("Gaussian influence", "adamw, watched", 0.917, 0.89, 0.95),
+        ("Gaussian influence", "cross_fitted", 0.956, 0.93, 1),
+        ("Gaussian influence", "cross_fitted, two-sided", 0.960, 0.93, 1),
+        ("Gaussian influence", "one_factor", 0.963, 0.94, 1),
+        ("Gaussian influence", "few-shot", 0.945, 0.91, 1),
+        # Hubs are the heaviest tail of all; that of three groups, so that two of them choose for the third.
+        ("hub rows in 3 groups", "rms", 0.846, 0.8, 0.9),
+        ("hub rows in 3 groups", "nnls", 0.324, 0, 0.5),
+        ("hub rows in 3 groups", "adamw", 0.322, 0, 0.5),
+        ("hub rows in 3 groups", "cross_fitted", 0.315, 0, 0.5),
+        ("hub rows in 3 groups", "nnls, two-sided", 0.651, 0.5, 0.8),
+        ("hub rows in 3 groups", "nnls, without hubs", 0.860, 0.8, 1),
+        ("hub rows in 3 groups", "cross_fitted, without hubs", 0.863, 0.8, 1),
+        ("hub rows in 3 groups", "one_factor", 0.953, 0.92, 1),
+        ("hub rows in 3 groups", "few-shot", 0.935, 0.9, 1),
+        # Noise that all groups share passes for influence where only second moments are looked at.
+        ("common noise", "uniform", 0.115, -1, 0.25),
+        ("common noise", "rms", 0.171, -1, 0.25),
+        ("common noise", "one_factor", 0.157, -1, 0.25),
+        ("common noise", "nnls", 0.355, 0.25, 0.45),
+        ("common noise", "nnls, two-sided", 0.472, 0.42, 0.6),
+        ("common noise", "few-shot", 0.469, 0.42, 0.6),
     ],
 )
-def test_cross_fitted_weights_hold_where_the_plain_objective_does_not(regime, other, margin):
-    cross = mean_truth(regime, lambda found: learn_weights(found, "cross_fitted"))
-    assert cross > mean_truth(regime, lambda found: learn_weights(found, other)) + margin
-
-
-def test_one_factor_is_right_for_gaussian_influence_and_wrong_for_common_noise():
-    for regime, least, most in (("Gaussian influence", 0.9, 1.0), ("common noise", -1.0, 0.6)):
-        assert least < mean_truth(regime, lambda found: learn_weights(found, "one_factor")) < most
+def test_what_holds_and_what_fails_in_each_regime(regime, way, measured, least, most):
+    found = []
+    for seed in range(3):
+        values, influence = synthetic(regime, seed)
+        weigh = WAYS.get(way, lambda c, _: learn_weights(c, way))
+        found.append(truth_of(values, influence, weigh(made(values), influence)))
+    assert least < sum(found) / 3 < most
+    assert least < measured < most
 
 
 def test_a_factor_is_found_from_exact_moments():
@@ -97,14 +138,6 @@ def test_without_hubs_every_example_has_mean_zero_over_queries():
     torch.testing.assert_close(stream.collect().values, found.values)
     with pytest.raises(InputError, match="there is one"):
         without_hubs(made(values[:1]))
-
-
-def test_learning_without_hubs_is_not_drawn_to_them():
-    regime = "hub rows in 3 groups"
-    for solver in ("nnls", "cross_fitted"):  # the hubs are those of three groups: two of them choose for the third
-        plain = mean_truth(regime, lambda found, solver=solver: learn_weights(found, solver))
-        mended = mean_truth(regime, lambda found, solver=solver: learn_weights(without_hubs(found), solver))
-        assert mended > plain + 0.3
 
 
 def test_an_entropy_floor_is_reached_and_not_exceeded():

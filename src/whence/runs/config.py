@@ -150,6 +150,7 @@ class WeighConfig:
         k: Train examples per query that count as signal.
         center: Measure the scores of each learning query from their mean.
         normalise: What is learned on: groups of equal root mean square, or the raw contributions.
+        two_sided: The k train examples with the lowest scores count as signal too.
         holdout: Share of the learning queries that the loss is checked on.
         relative: Learn on contributions of train gradients of norm 1: what the losses of train examples have in common
             is no signal of any group.
@@ -173,6 +174,7 @@ class WeighConfig:
     k: int = 10
     center: bool = True
     normalise: Literal["rms", "none"] = "rms"
+    two_sided: bool = False
     holdout: float = 0.2
     relative: bool = True
     without_hubs: bool = False

@@ -51,7 +51,7 @@ class Learning:
             examples have in common is no signal of any group.
         without_hubs: Learn on contributions less their mean over the queries; see `without_hubs`.
         solver: A name in `SOLVERS`.
-        k, center, normalise, holdout: As in `learn_weights`.
+        k, center, normalise, two_sided, holdout: As in `learn_weights`.
         guard: Take uniform or RMS weights instead where these have the lower loss on the held-out learning queries.
         entropy_floor: Move the weights towards uniform ones until their entropy is this; 0 leaves them.
         unweighted_share: Of unweighted scores, that the weighted ones are mixed with; see `mixed_with_uniform`.
@@ -66,6 +66,7 @@ class Learning:
     k: int = 10
     center: bool = True
     normalise: Literal["rms", "none"] = "rms"
+    two_sided: bool = False
     holdout: float = 0.2
     guard: bool = False
     entropy_floor: float = 0.0
@@ -127,7 +128,7 @@ class Learning:
 
     @property
     def _objective(self) -> dict[str, Any]:
-        return {"k": self.k, "center": self.center, "normalise": self.normalise}
+        return {name: getattr(self, name) for name in ("k", "center", "normalise", "two_sided")}
 
     def _stability(self, seen: Contributions | ContributionStream, found: Contributions | ContributionStream) -> Any:
         assert isinstance(seen, Contributions)

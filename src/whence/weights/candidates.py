@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
+
+PIECE = 4096  # contributions of all groups that are squared at once: they stay in a processor's cache
+ROUNDING = 1e-5  # of a score: sums of groups in another order differ by less
 
 
 @final
@@ -28,51 +32,81 @@ class Found:
         return len(self.queries)
 
     @classmethod
-    def joined(cls, parts: Sequence[Found]) -> Found:
-        """All of them."""
-        queries, examples = (torch.cat([getattr(p, name) for p in parts]) for name in ("queries", "examples"))
-        return cls(queries, examples, torch.cat([p.rows for p in parts]))
+    def of(cls, first: int, block: Tensor, queries: Tensor, at: Tensor) -> Found:
+        """Pairs of queries (p,) and positions (p,) in a block (n_groups, n_query, b) that begins at `first`."""
+        return cls(queries, at + first, block[:, queries, at].T)
+
+    def only(self, chosen: Tensor) -> Found:
+        """Those where a mask (p,) is true."""
+        return Found(self.queries[chosen], self.examples[chosen], self.rows[chosen])
 
 
 @final
 class Strongest:
-    """The strongest train examples of each query under a few weightings, kept while blocks go by.
+    """The strongest train examples of each query under weightings near a few, kept while blocks go by.
+
+    An example whose contributions are large changes its score the most with the weights. So what is compared is
+
+        w . c + reach |w| |c| / sqrt(n_groups),    both in units in which groups are of equal size,
+
+    where other weights at the distance |w| in a random direction would have added |c| |w| / sqrt(n_groups).
 
     Args:
         weights: (r, n_groups), raw.
-        count: Examples kept for each query and weighting.
+        sizes: (n_groups,) of the contributions of each group; 0 for those without any.
+        share: Of the examples seen, to be kept for each query and weighting.
+        least: Examples to be kept even where that is less.
+        reach: How far away the weightings may be; 0 keeps the strongest under the given ones.
     """
 
-    def __init__(self, weights: Tensor, count: int) -> None:
-        self._weights, self._count = weights, count
-        self._scores: list[Tensor] = []  # for each weighting (n_query, up to count)
-        self._examples: list[Tensor] = []
-        self._rows: list[Tensor] = []  # (n_query, up to count, n_groups)
+    def __init__(self, weights: Tensor, sizes: Tensor, *, share: float, least: int, reach: float) -> None:
+        self._weights, self._share, self._least = weights, share, least
+        self._inverse = torch.where(sizes > 0, 1 / sizes, 0.0)
+        self._reach = reach * (weights * sizes).norm(dim=1) / math.sqrt(len(sizes))
+        self._best: list[Tensor] = []  # for each weighting the largest values, (n_query, up to count), descending
+        self._entered: list[Found] = []  # what was among them when its block came
+        self._seen = 0
+        self._room = 0  # pairs after which those are dropped that are among them no longer
 
     def add(self, first: int, block: Tensor) -> None:
         """Look at contributions (n_groups, n_query, b) of the train examples from `first` on."""
-        for r, scores in enumerate(scores_of(block, self._weights)):
-            values, at = scores.topk(min(self._count, scores.shape[1]), dim=1)
-            rows = _rows_at(block, at)
-            if len(self._scores) <= r:
-                self._scores.append(values)
-                self._examples.append(at + first)
-                self._rows.append(rows)
-                continue
-            values = torch.cat([self._scores[r], values], 1)
-            examples = torch.cat([self._examples[r], at + first], 1)
-            rows = torch.cat([self._rows[r], rows], 1)
-            self._scores[r], order = values.topk(min(self._count, values.shape[1]), dim=1)
-            self._examples[r] = examples.gather(1, order)
-            self._rows[r] = rows.gather(1, order[:, :, None].expand(-1, -1, rows.shape[2]))
+        n_query, size = block.shape[1:]
+        self._seen += size
+        count = max(self._least, math.ceil(self._share * self._seen))
+        entered = torch.zeros(n_query, size, dtype=torch.bool)
+        for r, scores in enumerate(self._values(block.flatten(1).T).reshape(-1, n_query, size)):
+            if r == len(self._best):
+                self._best.append(scores[:, :0])
+            # No more of them can be among the best: few, once most of those are known.
+            known = self._best[r].shape[1]
+            above = int((scores > self._best[r][:, -1:]).sum(1).max()) if known else 0
+            values, at = scores.topk(min(size, count, above + count - known), dim=1)
+            best = torch.cat([self._best[r], values], 1)
+            self._best[r] = best.topk(min(count, best.shape[1]), dim=1).values
+            queries, places = (values >= self._best[r][:, -1:]).nonzero(as_tuple=True)
+            entered[queries, at[queries, places]] = True
+        self._entered.append(Found.of(first, block, *entered.nonzero(as_tuple=True)))
+        if sum(map(len, self._entered)) > self._room:
+            self._room = 3 * sum(map(len, self.found())) // 2
 
-    def found(self) -> Found:
-        """All of them; a pair that two weightings keep comes twice."""
-        parts = []
-        for examples, rows in zip(self._examples, self._rows, strict=True):
-            queries = torch.arange(len(examples))[:, None].expand_as(examples)
-            parts.append(Found(queries.flatten(), examples.flatten(), rows.flatten(0, 1)))
-        return Found.joined(parts)
+    def found(self) -> list[Found]:
+        """Each pair once: the strongest, and what is as strong as the last of them but for rounding."""
+        for k, part in enumerate(self._entered):
+            strong = torch.zeros(len(part), dtype=torch.bool)
+            for values, best in zip(self._values(part.rows), self._best, strict=True):
+                last = best[part.queries, -1]
+                strong |= values >= last - ROUNDING * last.abs()
+            self._entered[k] = part.only(strong)
+        return list(self._entered)
+
+    def _values(self, rows: Tensor) -> Tensor:
+        """(r, p) of contributions (p, n_groups)."""
+        found = self._weights.to(rows.dtype) @ rows.T
+        if not bool(self._reach.any()):
+            return found
+        squares = self._inverse.square().to(rows.dtype)
+        norms = torch.cat([squares @ part.T.square() for part in torch.split(rows, PIECE)]).sqrt()
+        return found.addr_(self._reach.to(rows.dtype), norms)
 
 
 @final
@@ -91,85 +125,53 @@ class Candidates:
     n_train: int
 
     @classmethod
-    def of(cls, found: Found, n_query: int, n_train: int) -> Candidates:
+    def of(cls, parts: Sequence[Found], n_query: int, n_train: int) -> Candidates:
         """Each pair once."""
-        keys = found.queries * n_train + found.examples
+        keys = torch.cat([part.queries * n_train + part.examples for part in parts])
         keys, order = keys.sort(stable=True)
         first = torch.ones_like(keys, dtype=torch.bool)
         first[1:] = keys[1:] != keys[:-1]
-        order = order[first]
-        queries, examples, rows = found.queries[order], found.examples[order], found.rows[order]
+        queries, examples = keys[first] // n_train, keys[first] % n_train
         counts = torch.bincount(queries, minlength=n_query)
         places = torch.arange(len(queries)) - (counts.cumsum(0) - counts)[queries]
-        size = int(counts.max())
-        table = torch.full((n_query, size), n_train)
-        filled = rows.new_zeros(n_query, size, rows.shape[1])
+        table = torch.full((n_query, int(counts.max())), n_train)
         table[queries, places] = examples
-        filled[queries, places] = rows
+        filled = parts[0].rows.new_zeros(*table.shape, parts[0].rows.shape[1])
+        taken = torch.full((len(keys),), -1)  # the place of each pair that comes for the first time
+        taken[order[first]] = places
+        for part, at in zip(parts, torch.split(taken, [len(part) for part in parts]), strict=True):
+            new = at >= 0
+            filled[part.queries[new], at[new]] = part.rows[new]
         return cls(table, filled, n_train)
 
-    def with_more(self, new: Found) -> Candidates:
+    def with_more(self, new: Sequence[Found]) -> Candidates:
         """These and others."""
-        if len(new) == 0:
+        if not any(map(len, new)):
             return self
         queries, places = (self.examples < self.n_train).nonzero(as_tuple=True)
         own = Found(queries, self.examples[queries, places], self.rows[queries, places])
-        return Candidates.of(Found.joined([own, new]), len(self.examples), self.n_train)
+        return Candidates.of([own, *new], len(self.examples), self.n_train)
 
-    def top_mean(self, weights: Tensor, queries: list[int], k: int) -> Tensor:
-        """(len(queries), n_groups) float64: mean row of the k candidates that raw weights (n_groups,) rank first."""
-        rows = self.rows[queries]
-        top = self._scores(weights, rows, self.examples[queries]).topk(k, dim=1).indices
-        return rows.gather(1, top[:, :, None].expand(-1, -1, rows.shape[2])).double().mean(1)
+    def of_queries(self, queries: list[int] | Tensor) -> Candidates:
+        """Those of the queries at some positions, which are counted anew."""
+        return Candidates(self.examples[queries], self.rows[queries], self.n_train)
 
-    def limits(self, weights: Tensor, k: int) -> Tensor:
-        """(r, n_query): the k-th largest score of each query among the candidates, for weights (r, n_groups).
+    def top_mean(self, weights: Tensor, k: int) -> Tensor:
+        """(n_query, n_groups) float64: mean row of the k candidates that raw weights (n_groups,) rank first."""
+        top = self._scores(weights).topk(k, dim=1).indices
+        rows = self.rows.gather(1, top[:, :, None].expand(-1, -1, self.rows.shape[2]))
+        return rows.double().mean(1)
 
-        Where there are fewer candidates it is the last of them.
-        """
-        found = []
-        for one in weights:
-            scores = self._scores(one, self.rows, self.examples).sort(dim=1, descending=True).values
-            last = (self.examples < self.n_train).sum(1).clamp(max=k) - 1
-            found.append(scores.gather(1, last[:, None])[:, 0])
-        return torch.stack(found)
+    def last_scores(self, weights: Tensor, k: int) -> Tensor:
+        """(n_query,): the k-th largest score by raw weights (n_groups,)."""
+        return self._scores(weights).topk(k, dim=1).values[:, -1]
 
-    def stronger(
-        self, first: int, block: Tensor, weights: Tensor, limits: Tensor, wider: Tensor, count: int
-    ) -> tuple[Found, bool]:
-        """Train examples of a block, no candidates yet, whose score under a weighting is above a limit (r, n_query).
+    def best_scores(self, query: int, weights: Tensor, count: int) -> Tensor:
+        """(r, up to count): the largest scores of a query, descending, by raw weights (r, n_groups)."""
+        rows = self.rows[query, : int((self.examples[query] < self.n_train).sum())]
+        return (weights @ rows.T).topk(min(count, len(rows)), dim=1).values
 
-        Args:
-            first: Position of the block's first train example.
-            block: Contributions (n_groups, n_query, b).
-            weights: (r, n_groups), raw.
-            limits: That no example may exceed.
-            wider: Not above `limits`: what exceeds these is returned.
-            count: At most so many for each query and weighting.
-        Returns:
-            The examples, and whether one exceeds `limits`.
-        """
-        scores = scores_of(block, weights)
-        inside = (self.examples >= first) & (self.examples < first + block.shape[2])
-        queries, places = inside.nonzero(as_tuple=True)
-        scores[:, queries, self.examples[queries, places] - first] = -torch.inf
-        best = scores.amax(2)
-        r, q = (best > wider).nonzero(as_tuple=True)
-        values, at = scores[r, q].topk(min(count, scores.shape[2]), dim=1)
-        above = values > wider[r, q][:, None]
-        queries, at = q[:, None].expand_as(at)[above], at[above]
-        return Found(queries, at + first, block[:, queries, at].T), bool((best > limits).any())
-
-    def _scores(self, weights: Tensor, rows: Tensor, examples: Tensor) -> Tensor:
-        """(n, p), minus infinity where there is no candidate."""
-        return (rows @ weights.to(rows.dtype)).masked_fill(examples == self.n_train, -torch.inf)
-
-
-def scores_of(block: Tensor, weights: Tensor) -> Tensor:
-    """(r, n_query, b) scores of raw weights (r, n_groups) from contributions (n_groups, n_query, b)."""
-    return (weights.to(block.dtype) @ block.flatten(1)).reshape(len(weights), *block.shape[1:])
-
-
-def _rows_at(block: Tensor, at: Tensor) -> Tensor:
-    """Contributions (n_query, p, n_groups) of the train examples at positions (n_query, p) of a block."""
-    return block.permute(1, 2, 0)[torch.arange(len(at))[:, None], at]
+    def _scores(self, weights: Tensor) -> Tensor:
+        """(n_query, p), minus infinity where there is no candidate."""
+        scores = self.rows @ weights.to(self.rows.dtype)
+        return scores.masked_fill(self.examples == self.n_train, -torch.inf)

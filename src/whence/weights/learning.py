@@ -29,6 +29,7 @@ def learn_weights(
     k: int = 10,
     center: bool = True,
     normalise: Normalise = "rms",
+    two_sided: bool = False,
     holdout: float = 0.2,
     **options: Any,
 ) -> GroupWeights:
@@ -45,6 +46,8 @@ def learn_weights(
         center: Measure the scores of a query from their mean: they then count as LDS counts them, which does not see
             a constant either. False is the published loss.
         normalise: "rms" learns on groups of equal root mean square, "none" on the raw contributions.
+        two_sided: The k train examples with the lowest scores count as signal too, as they do for LDS: the objective
+            takes half of the mean of the k highest scores minus that of the k lowest.
         holdout: Share of the queries that is not learned from; the facts give the loss on both parts.
         options: Of the solver.
     Returns:
@@ -60,7 +63,7 @@ def learn_weights(
     """
     solve = look_up(SOLVERS, solver, "solver")
     _check_options(solver, options)
-    settings: dict[str, Any] = {"k": k, "center": center, "normalise": normalise}
+    settings: dict[str, Any] = {"k": k, "center": center, "normalise": normalise, "two_sided": two_sided}
     learned_from, held_out = _split(len(found.query_ids), holdout)
     started = time.perf_counter()
     source = (StreamedContributions if isinstance(found, ContributionStream) else _InMemory)(found, **settings)  # type: ignore[arg-type]
@@ -72,6 +75,8 @@ def learn_weights(
         losses = {"queries": _losses(problem, problem, weights)}
         if held_out:
             losses["held_out"] = _held_out_losses(source, held_out, problem, weights)
+        dead = [name for name, size in zip(found.groups.names, problem.rms.tolist(), strict=True) if size == 0]
+        del problem  # a large part of the memory, while a stream is walked
         if source.complete():
             break
     facts = {
@@ -84,7 +89,6 @@ def learn_weights(
         "entropy": weights.entropy,
         **solution.facts,
     }
-    dead = [name for name, size in zip(found.groups.names, problem.rms.tolist(), strict=True) if size == 0]
     if dead:
         facts["without_contribution"] = dead
     if "note" in facts:
@@ -101,12 +105,13 @@ class _InMemory:
     k: int
     center: bool
     normalise: Normalise
+    two_sided: bool
 
     def problem(self, queries: list[int]) -> WeightProblem:
         """The objective on the queries at these positions."""
         values = self.found.values
         chosen = values if len(queries) == len(values) else values[queries]
-        return WeightProblem(chosen, self.k, self.center, self.normalise)
+        return WeightProblem(chosen, self.k, self.center, self.normalise, self.two_sided)
 
     def complete(self) -> bool:
         """Nothing can be missed."""

@@ -16,32 +16,41 @@ from whence.errors import InputError
 Normalise = Literal["rms", "none"]
 
 
-def self_supervised_loss(scores: Tensor, k: int, sets: Tensor | None = None) -> Tensor:
+def self_supervised_loss(scores: Tensor, k: int, sets: Tensor | None = None, *, two_sided: bool = False) -> Tensor:
     """-mean of the k largest scores of each query over the norm of all its scores; lower is better.
 
     A function of the signal-to-noise ratio of the scores: with k examples of influence s under noise of variance v it
-    is about -1 / sqrt(k + n_train v / s^2). Never below -1 / sqrt(k).
+    is about -1 / sqrt(k + n_train v / s^2). Never below -1 / sqrt(k), two-sided -1 / sqrt(2 k).
 
     Args:
         scores: (n_query, n_train).
         k: How many examples count as signal.
         sets: (n_query, k) positions to take in place of the k largest.
+        two_sided: The k smallest scores are signal as well: half of the mean of the k largest minus that of the k
+            smallest is taken. A constant in the scores then changes nothing but the norm.
     Returns:
         (n_query,); 0 for a query whose scores are all zero.
     Reference:
-        Li et al. (2026), arXiv:2506.05647, the loss L_SSL.
+        Li et al. (2026), arXiv:2506.05647, the loss L_SSL; the two-sided one is worked out here.
     """
-    top = scores.topk(k, dim=1).values if sets is None else scores.gather(1, sets)
+    signal = (scores.topk(k, dim=1).values if sets is None else scores.gather(1, sets)).mean(1)
+    if two_sided:
+        signal = (signal - scores.topk(k, dim=1, largest=False).values.mean(1)) / 2
     norm = scores.norm(dim=1)
-    loss: Tensor = -top.mean(1) / torch.where(norm > 0, norm, 1.0)
+    loss: Tensor = -signal / torch.where(norm > 0, norm, 1.0)
     return loss
 
 
-def check_settings(k: int, n_train: int, normalise: str) -> None:
+def check_settings(k: int, n_train: int, normalise: str, two_sided: bool) -> None:
     """Refuse before any work what has no meaning."""
     require_count(k, "k")
     if k > n_train:
         raise InputError(f"`k` must be at most the {n_train} train examples; got {k}.")
+    if two_sided and 2 * k > n_train:
+        raise InputError(
+            f"With `two_sided` k examples count at either end; {n_train} train examples have no {k} and {k} different "
+            "ones. Use a smaller `k`."
+        )
     look_up(dict.fromkeys(("rms", "none")), normalise, "normalisation")
 
 
@@ -55,11 +64,13 @@ class Objective(ABC):
         center: Subtract each query's mean over the train set from every group. What is ranked does not change, and
             neither does LDS, but the norm in the loss does.
         normalise: "rms" divides each group by the root mean square of its contributions.
+        two_sided: The k examples that are ranked last count as signal as well, with the opposite sign.
     """
 
     k: int
     center: bool
     normalise: Normalise
+    two_sided: bool
     _means: Tensor  # (n_query, n_groups) what centring subtracts
     _raw_gram: Tensor  # (n_query, n_groups, n_groups) float64
 
@@ -69,12 +80,26 @@ class Objective(ABC):
         """(n_query, n_train, n_groups)."""
 
     @abstractmethod
+    def _top(self, weights: Tensor, queries: Tensor | None) -> Tensor:
+        """(n_query, n_groups) float64: mean contribution of the k examples that raw weights rank first."""
+
     def top_means(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """(n_query, n_groups) a_q: mean scaled contribution of the k examples that scaled weights x rank first."""
+        """(n_query, n_groups) a_q: mean scaled contribution of the k examples that scaled weights x rank first.
+
+        Two-sided: half of that less the mean of the k examples that are ranked last.
+        """
+        return self._signal(self.weights(x.detach()), queries) * self.scale
+
+    def _signal(self, weights: Tensor, queries: Tensor | None = None) -> Tensor:
+        """As `top_means`, of raw contributions and weights."""
+        top = self._top(weights, queries)
+        if self.two_sided:
+            return (top - self._top(-weights, queries)) / 2
+        return top - (self._means if queries is None else self._means[queries])
 
     @abstractmethod
     def cross_means(self, x: Tensor) -> Tensor:
-        """(n_query, n_groups): as `top_means`, with entry j over the k examples first by the scores without group j."""
+        """(n_query, n_groups): as `top_means`, with entry j over the examples ranked by the scores without group j."""
 
     @abstractmethod
     def loss(self, weights: Tensor) -> float:
@@ -100,7 +125,7 @@ class Objective(ABC):
     @cached_property
     def gram(self) -> Tensor:
         """(n_query, n_groups, n_groups) float64, B_q: the squared norm of query q's scores is x^T B_q x."""
-        return self._raw_gram * self.scale * self.scale[:, None]
+        return self._raw_gram * torch.outer(self.scale, self.scale)
 
     def weights(self, x: Tensor) -> Tensor:
         """Weights of the raw contributions from scaled ones, (n_groups,)."""
@@ -124,7 +149,7 @@ class WeightProblem(Objective):
 
     Args:
         values: (n_query, n_train, n_groups), contributions.
-        k, center, normalise: As in `Objective`.
+        k, center, normalise, two_sided: As in `Objective`.
     Raises:
         InputError: k is more than there are train examples, or no contribution differs from zero.
     """
@@ -133,9 +158,10 @@ class WeightProblem(Objective):
     k: int
     center: bool = True
     normalise: Normalise = "rms"
+    two_sided: bool = False
 
     def __post_init__(self) -> None:
-        check_settings(self.k, self.values.shape[1], self.normalise)
+        check_settings(self.k, self.values.shape[1], self.normalise, self.two_sided)
         self.require_signal()
 
     @property
@@ -158,12 +184,11 @@ class WeightProblem(Objective):
         """(n_query, n_train) scores of raw weights (n_groups,), of all queries or those at some positions."""
         return _scores(*self._of(queries), weights)
 
-    def top_means(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """As in `Objective`."""
+    def _top(self, weights: Tensor, queries: Tensor | None) -> Tensor:
         values, means = self._of(queries)  # once: it copies where queries are chosen
-        top = _scores(values, means, self.weights(x.detach())).topk(self.k, dim=1).indices
+        top = _scores(values, means, weights).topk(self.k, dim=1).indices
         rows = values.gather(1, top[:, :, None].expand(-1, -1, values.shape[2]))
-        return (rows.double().mean(1) - means) * self.scale
+        return rows.double().mean(1)
 
     def cross_means(self, x: Tensor) -> Tensor:
         """As in `Objective`."""
@@ -172,13 +197,16 @@ class WeightProblem(Objective):
         means = []
         for j, weight in enumerate(weights.tolist()):
             own = self.values[:, :, j].double() - self._means[:, j, None]
-            top = (scores - weight * own).topk(self.k, dim=1).indices
-            means.append(own.gather(1, top).mean(1))
+            others = scores - weight * own
+            signal = own.gather(1, others.topk(self.k, dim=1).indices).mean(1)
+            if self.two_sided:
+                signal = (signal - own.gather(1, others.topk(self.k, dim=1, largest=False).indices).mean(1)) / 2
+            means.append(signal)
         return torch.stack(means, 1) * self.scale
 
     def loss(self, weights: Tensor) -> float:
         """As in `Objective`."""
-        return float(self_supervised_loss(self.scores(weights), self.k).mean())
+        return float(self_supervised_loss(self.scores(weights), self.k, two_sided=self.two_sided).mean())
 
     def centered(self, queries: Tensor) -> Tensor:
         """As in `Objective`."""
@@ -197,4 +225,5 @@ def _scores(values: Tensor, means: Tensor, weights: Tensor) -> Tensor:
 
 def norms(gram: Tensor, x: Tensor) -> Tensor:
     """(n_query,) norms of the scores of scaled weights x, from the matrices B_q (n_query, n_groups, n_groups)."""
-    return torch.einsum("j,qjk,k->q", x, gram, x).clamp_min(0).sqrt()
+    # Products with a vector read the matrices once; `einsum` of three would copy them.
+    return ((gram.flatten(0, 1) @ x).reshape(gram.shape[:2]) @ x).clamp_min(0).sqrt()

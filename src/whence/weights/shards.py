@@ -27,6 +27,7 @@ from whence.weights.stream import ContributionStream
 
 HEADER = "header"
 ROWS = 1024  # train examples of a shard
+GOLDEN = 0.618
 KIND = "whence-gradient-shards"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -178,9 +179,25 @@ class GradientShards:
         return self
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """(slice, codes (b, sum of dims)) of all train examples, in order; every byte is checked once."""
-        for start in range(0, self._n_train, ROWS):
+        """(slice, codes (b, sum of dims)) of all train examples; every byte is checked once.
+
+        The first of them are spread over the train set, as a sample is: it may be sorted.
+        """
+        for start in spread_out(range(0, self._n_train, ROWS)):
             yield slice(start, min(start + ROWS, self._n_train)), self._store.view(_name(start))["codes"]
+
+    def norms(self) -> Tensor:
+        """(n_train,) float64 norms of the train gradients, those of their projections where groups are projected."""
+        scale = self._factors().double()
+        norms = torch.empty(self._n_train, dtype=torch.float64)
+        for part, rows in self.blocks():
+            norms[part] = (rows.double() / scale).norm(dim=1)
+        return norms
+
+    def _factors(self) -> Tensor:
+        """(sum of dims,): the powers of two that gradients were multiplied with; 1 for codes of one's own."""
+        factors = self.settings.get("factors", [1.0] * len(self.dims))
+        return torch.tensor(factors).repeat_interleave(torch.tensor(self.dims))
 
     def stream(self, codes: Tensor, query_ids: Ids, *, scale: float = 1.0) -> ContributionStream:
         """Contributions to the scores of queries with these codes (n_query, sum of dims)."""
@@ -191,11 +208,12 @@ class GradientShards:
         sides = [part.contiguous() for part in torch.split(codes.float() * scale, self.dims, 1)]
 
         def blocks() -> Iterator[tuple[slice, Tensor]]:
+            found = torch.empty(0)
             for part, rows in self.blocks():
-                columns = torch.split(rows.float(), self.dims, 1)
-                found = torch.empty(len(self.dims), len(codes), len(rows))
-                for j, (side, column) in enumerate(zip(sides, columns, strict=True)):
-                    torch.mm(side, column.T, out=found[j])
+                if found.shape[-1] != len(rows):  # else the memory of the last block: to get new pages takes as long
+                    found = torch.empty(len(self.dims), len(codes), len(rows))
+                for side, columns, out in zip(sides, torch.split(rows, self.dims, 1), found, strict=True):
+                    torch.mm(side, columns.float().T, out=out)
                 yield part, found
 
         provenance = {"gradient_shards": self.settings}
@@ -216,8 +234,7 @@ class GradientShards:
         task.check(queries.all(), queries.ids, role="query")
         rows = project(measure_gradients(task, queries))
         # The store's codes are multiplied by powers of two, which these take back.
-        factors = torch.tensor(self.settings["factors"]).repeat_interleave(torch.tensor(self.dims))
-        return self.stream(rows / factors.to(rows), queries.ids, scale=task.measure.orientation)
+        return self.stream(rows / self._factors().to(rows), queries.ids, scale=task.measure.orientation)
 
     def _projection(self, task: Task) -> GroupProjection:
         return GroupProjection(self.groups, task.layout, self.settings["dim"], self.settings["seed"])
@@ -287,6 +304,14 @@ def _factors(codes: Tensor, dims: list[int]) -> list[float]:
     """For each group the power of two that brings its codes to a root mean square of about 1."""
     sizes = [float(part.double().square().mean().sqrt()) for part in torch.split(codes, dims, 1)]
     return [2.0 ** -round(math.log2(size)) if size > 0 else 1.0 for size in sizes]
+
+
+def spread_out(positions: Sequence[int]) -> list[int]:
+    """All of them, in steps of the golden ratio of their number: the first few are far from each other."""
+    step = round(len(positions) * GOLDEN)
+    while math.gcd(step, len(positions)) > 1:
+        step += 1
+    return [positions[k * step % len(positions)] for k in range(len(positions))]
 
 
 def _name(start: int) -> str:

@@ -14,7 +14,8 @@ from whence.scores import Ids
 from whence.task import Grouping, NameOf, ParameterGroups, Task
 from whence.weights.by_group import Contributions, collected, group_blocks
 
-ContributionBlocks = Callable[[], Iterator[tuple[slice, Tensor]]]  # slices in order, (n_groups, n_query, b)
+# Slices in any order, (n_groups, n_query, b); a block may be overwritten when the next is asked for.
+ContributionBlocks = Callable[[], Iterator[tuple[slice, Tensor]]]
 
 
 @final
@@ -23,7 +24,8 @@ class ContributionStream:
     """What each parameter group contributes to each score, as `Contributions`, a block of train examples at a time.
 
     Attributes:
-        blocks: Starts a pass over all train examples: (slice, (n_groups, n_query, b)) in order.
+        blocks: Starts a pass over all train examples: (slice, (n_groups, n_query, b)), each slice once, in any order.
+            A block may be overwritten when the next is asked for.
         groups, query_ids, train_ids, method, orientation, unit, provenance: As in `Contributions`.
     """
 

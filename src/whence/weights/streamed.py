@@ -1,14 +1,16 @@
 """The self-supervised objective on a stream: exact, with the strongest train examples of each query in memory only.
 
-One pass sums the matrices B_q and collects the strongest train examples of a few likely weightings. Solvers then run
-on these *candidates* as if there were no others, and a second pass looks at every weighting that they tried: a train
-example that one of them ranks among the k strongest of a query, and that is no candidate, becomes one, and the solver
-runs again. When none is found, every number that the solver saw was that of the whole train set.
+One pass sums the matrices B_q and collects the strongest train examples of a few likely weightings, which are those
+that the closed form tries on what the pass has seen so far. Solvers then run on these *candidates* as if there were no
+others, and a second pass looks at every weighting that they tried: a train example that one of them ranks among the k
+strongest of a query, and that is no candidate, becomes one, and the solver runs again. When none is found, every number
+that the solver saw was that of the whole train set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -17,12 +19,18 @@ from torch import Tensor
 from whence.errors import InputError, NumericalError
 from whence.progress import stage
 from whence.weights.candidates import Candidates, Found, Strongest
-from whence.weights.objective import Normalise, Objective, WeightProblem, check_settings, norms
+from whence.weights.objective import Normalise, Objective, check_settings, norms
+from whence.weights.search import Known, Search, Seen, Tried
 from whence.weights.solvers.nnls import solve_nnls
 from whence.weights.stream import ContributionStream
+from whence.weights.sums import Sums
 
-KEPT = 4  # times k: candidates of a query and weighting after the first pass
-CHUNK = 64  # groups of the left side of one product, so that most of a symmetric matrix is computed once
+LOOKS = (1 / 16, 1 / 4)  # of the train set: after so much of it likely weightings are found, and found anew
+LIKELY = 3  # of them, beside the uniform one
+LIKELY_ROUNDS = 12  # of the closed form that finds them
+KEPT = 40  # times k: candidates of a query and weighting, a share of the train examples seen
+LEAST_KEPT = 8  # times k
+REACH = 1.5  # of `Strongest`
 MOST_PASSES = 20
 
 
@@ -33,23 +41,25 @@ class StreamedContributions:
     Args:
         stream: The contributions.
         k: Train examples that count as signal.
-        center, normalise: As in `WeightProblem`.
+        center, normalise, two_sided: As in `WeightProblem`.
     Raises:
         InputError: k is more than there are train examples.
     Cost:
-        A first pass of n_query n_train n_groups^2 multiplications, five eighths of it for many groups, in the precision
-        of the blocks and added up in float64; each further one n_query n_train n_groups for each weighting tried.
-        Memory n_query n_groups^2 float64, 16 k n_query n_groups, and two blocks.
+        A first pass with the products of `Sums`; each further one n_query n_train n_groups multiplications for each
+        weighting tried. Two passes in all are usual. Memory n_query n_groups^2 float64, some 30 k n_query n_groups
+        numbers, and two blocks.
     """
 
-    def __init__(self, stream: ContributionStream, *, k: int, center: bool, normalise: Normalise) -> None:
-        check_settings(k, stream.shape[1], normalise)
-        self.stream, self.k, self.center, self.normalise = stream, k, center, normalise
+    def __init__(
+        self, stream: ContributionStream, *, k: int, center: bool, normalise: Normalise, two_sided: bool = False
+    ) -> None:
+        check_settings(k, stream.shape[1], normalise, two_sided)
+        self.stream, self.k = stream, k
+        self.center, self.normalise, self.two_sided = center, normalise, two_sided
         self.n_passes = 0
-        self._tried: dict[bytes, tuple[Tensor, set[int]]] = {}
-        sums, self.candidates = self._first_pass()
-        self.means = sums.means() if center else torch.zeros_like(sums.shift)
-        self.gram = sums.gram_around(self.means)
+        self._tried: Tried = {}
+        self._known = self._first_pass()
+        self._seen: Seen | None = None
 
     def problem(self, queries: list[int]) -> StreamedProblem:
         """The objective on the queries at these positions.
@@ -57,127 +67,165 @@ class StreamedContributions:
         Raises:
             InputError: No contribution to them differs from zero.
         """
-        return StreamedProblem(self, queries)
-
-    def tried(self, weights: Tensor, queries: list[int]) -> None:
-        """Note raw weights whose strongest examples of some queries were looked at."""
-        key = weights.numpy().tobytes()
-        self._tried.setdefault(key, (weights, set()))[1].update(queries)
+        return self._problem(self._known.of_queries(queries), self._tried, queries)
 
     def complete(self) -> bool:
-        """Whether the strongest examples of all weightings noted since the last call are candidates; else they become.
+        """Whether the strongest examples of all weightings tried since the last call are candidates; else they become.
+
+        No pass is needed for weightings so near to those of the last one that what it saw settles them.
 
         Raises:
             NumericalError: After 20 passes some still were not.
         """
+        unsettled = self._unsettled()
+        self._tried = {}
+        if not unsettled:
+            return True
         if self.n_passes == MOST_PASSES:
             raise NumericalError(
                 f"After {MOST_PASSES} passes over the train set the solver still tries weightings whose strongest "
                 "examples are not known. Allow it fewer rounds, use solver='rms', or contributions in memory."
             )
-        weights = torch.stack([one for one, _ in self._tried.values()])
-        asked = torch.zeros(len(weights), self.stream.shape[0], dtype=torch.bool)
-        for row, (_, queries) in zip(asked, self._tried.values(), strict=True):
-            row[sorted(queries)] = True
-        self._tried = {}
-        # Weightings to come are near these: what they may rank among the k strongest is among the 2 k strongest here.
-        limits, wider = (
-            torch.where(asked, self.candidates.limits(weights, count), torch.inf) for count in (self.k, 2 * self.k)
-        )
-        found = [
-            self.candidates.stronger(part.start, block, weights, limits, wider, 2 * self.k)
-            for part, block in self._pass("strongest train examples")
-        ]
-        self.candidates = self.candidates.with_more(Found.joined([new for new, _ in found]))
-        return not any(missed for _, missed in found)
+        search = Search(self._known.candidates, unsettled, self.k)
+        for part, block in self._pass("strongest train examples"):
+            search.look(part.start, block)
+        candidates, self._seen = search.result()
+        self._known = replace(self._known, candidates=candidates)
+        return not search.missed
 
-    def _first_pass(self) -> tuple[Sums, Candidates]:
-        made: tuple[Sums, Strongest] | None = None
+    def _unsettled(self) -> Tried:
+        """The weightings tried and the queries for which they need a pass."""
+        if self._seen is None:
+            return self._tried
+        unsettled: Tried = {}
+        for key, (weights, queries) in self._tried.items():
+            settled = self._seen.settles(self._known, weights, self.k).tolist()
+            left = {q for q in queries if not settled[q]}
+            if left:
+                unsettled[key] = weights, left
+        return unsettled
+
+    def _problem(self, known: Known, tried: Tried, queries: list[int]) -> StreamedProblem:
+        def note(weights: Tensor, positions: Tensor | None) -> None:
+            asked = queries if positions is None else [queries[q] for q in positions.tolist()]
+            tried.setdefault(weights.numpy().tobytes(), (weights, set()))[1].update(asked)
+
+        k = min(self.k, known.n_train)
+        return StreamedProblem(known, k, self.center, self.normalise, self.two_sided, note)
+
+    def _first_pass(self) -> Known:
+        n_query, n_train, _ = self.stream.shape
+        sums: Sums | None = None
+        found: list[Found] = []
+        looks = [share * n_train for share in LOOKS]
+        early = 0  # train examples before likely weightings are known
         for part, block in self._pass("contributions"):
-            if made is None:
-                made = Sums(block), Strongest(self._likely_weights(block), KEPT * self.k)
-            made[0].add(block)
-            made[1].add(part.start, block)
-        assert made is not None  # a train set has examples
-        return made[0], Candidates.of(made[1].found(), self.stream.shape[0], self.stream.shape[1])
+            if sums is None:
+                sums, likely = Sums(block), _even_weights(block)
+                strongest = self._strongest(likely)
+            sums.add(block)
+            strongest.add(part.start, block)
+            if looks and sums.n >= looks[0]:
+                looks = [n for n in looks if n > sums.n]
+                early = early or sums.n
+                found.extend(strongest.found())
+                likely = self._likely_weights(sums, Candidates.of(found, n_query, n_train)) or likely
+                strongest = self._strongest(likely)
+        assert sums is not None  # a train set has examples
+        for part, block in self._blocks("first train examples again", early):
+            strongest.add(part.start, block)
+        candidates = Candidates.of([*found, *strongest.found()], n_query, n_train)
+        return Known(n_train, *sums.around_means(self.center), candidates)
 
-    def _likely_weights(self, block: Tensor) -> Tensor:
-        """Weights (r, n_groups) near which a solver will look: those of the first train examples alone."""
-        uniform = torch.ones(len(block), dtype=torch.float64)
+    def _strongest(self, likely: tuple[Tensor, Tensor]) -> Strongest:
+        weights, sizes = likely
+        if self.two_sided:  # the lowest scores are the highest of the opposite weights
+            weights = torch.cat([weights, -weights])
+        share = min(1.0, KEPT * self.k / self.stream.shape[1])
+        return Strongest(weights, sizes, share=share, least=LEAST_KEPT * self.k, reach=REACH)
+
+    def _likely_weights(self, sums: Sums, candidates: Candidates) -> tuple[Tensor, Tensor] | None:
+        """Weights (r, n_groups) near which a solver will look, and sizes of the groups (n_groups,).
+
+        They are those that the closed form tries on what was seen; None where nothing contributes to it.
+        """
+        n_query, _, n_groups = self.stream.shape
+        tried: Tried = {}
         try:
-            problem = WeightProblem(block.permute(1, 2, 0), min(self.k, block.shape[2]), self.center, self.normalise)
-        except InputError:  # nothing contributes to these few
-            return uniform[None]
+            known = Known(sums.n, *sums.around_means(self.center), candidates)
+            problem = self._problem(known, tried, list(range(n_query)))
+        except InputError:
+            return None
+        best = solve_nnls(problem, max_rounds=LIKELY_ROUNDS).weights
         start = problem.weights(problem.start())
-        best = solve_nnls(problem).weights
-        return torch.stack([uniform, start, best, start / start.sum() + best / best.sum()])
+        between = start / start.sum() + best / best.sum()
+        others = torch.stack([best, between, *(weights for weights, _ in tried.values())])
+        uniform = torch.ones(1, n_groups, dtype=torch.float64)
+        return torch.cat([uniform, far_apart(others, problem.rms)]), problem.rms
 
     def _pass(self, what: str) -> Iterator[tuple[slice, Tensor]]:
         self.n_passes += 1
-        with stage(what, total=self.stream.shape[1], unit="examples") as progress:
+        return self._blocks(what, self.stream.shape[1])
+
+    def _blocks(self, what: str, n: int) -> Iterator[tuple[slice, Tensor]]:
+        """The blocks of the first n train examples that a pass meets."""
+        with stage(what, total=n, unit="examples") as progress:
             for part, block in self.stream.blocks():
                 yield part, block.cpu()
                 progress.advance(block.shape[2])
+                n -= block.shape[2]
+                if n <= 0:
+                    return
 
 
-@final
-class Sums:
-    """Sums over train examples of contributions and of their products, around the mean of the first block."""
-
-    def __init__(self, first: Tensor) -> None:
-        n_groups, n_query, _ = first.shape
-        self.n = 0
-        self.shift = first.mean(2, dtype=torch.float64).T.contiguous()  # (n_query, n_groups)
-        self._sum = torch.zeros(n_query, n_groups, dtype=torch.float64)
-        self._products = torch.zeros(n_query, n_groups, n_groups, dtype=torch.float64)  # above the diagonal blocks
-
-    def add(self, block: Tensor) -> None:
-        """Add contributions (n_groups, n_query, b)."""
-        rows = block.transpose(0, 1) - self.shift.to(block.dtype)[:, :, None]
-        self._sum += rows.sum(2, dtype=torch.float64)
-        self.n += rows.shape[2]
-        for start in range(0, rows.shape[1], CHUNK):
-            left, right = rows[:, start : start + CHUNK], rows[:, start:].transpose(1, 2)
-            self._products[:, start : start + CHUNK, start:] += left @ right
-
-    def means(self) -> Tensor:
-        """(n_query, n_groups)."""
-        return self.shift + self._sum / self.n
-
-    def gram_around(self, center: Tensor) -> Tensor:
-        """Sum of (c - center)(c - center)^T for each query: (n_query, n_groups, n_groups)."""
-        gram = self._products.triu()
-        gram += self._products.triu(1).transpose(1, 2)
-        mean = self._sum / self.n  # of c - shift
-        off = center - self.shift
-        return gram - self.n * (outer(mean, off) + outer(off, mean) - outer(off, off))
+def _even_weights(block: Tensor) -> tuple[Tensor, Tensor]:
+    """(2, n_groups) uniform weights, and those that give all groups of a block one size; and the sizes (n_groups,)."""
+    sizes = block.var(2, correction=0).mean(1).double().sqrt()
+    return torch.stack([torch.ones_like(sizes), torch.where(sizes > 0, 1 / sizes, 0.0)]), sizes
 
 
-def outer(a: Tensor, b: Tensor) -> Tensor:
-    """(n, g) and (n, g) to (n, g, g)."""
-    return a[:, :, None] * b[:, None, :]
+def far_apart(weights: Tensor, rms: Tensor) -> Tensor:
+    """At most `LIKELY` of the weights (r, n_groups), the first and then always the one farthest from all before.
+
+    How far: by the directions of weights in units in which groups are of equal size.
+    """
+    directions = torch.nn.functional.normalize(weights * rms, dim=1)
+    chosen = [0]
+    for _ in range(min(LIKELY, len(weights)) - 1):
+        nearest = torch.cdist(directions, directions[chosen]).amin(1)
+        chosen.append(int(nearest.argmax()))
+    return weights[chosen]
 
 
 @final
 class StreamedProblem(Objective):
-    """The objective on some queries of a stream, from its matrices and candidates."""
+    """The objective on some queries of a stream, from its matrices and candidates.
 
-    def __init__(self, whole: StreamedContributions, queries: list[int]) -> None:
-        self._whole, self._queries = whole, queries
-        self.k, self.center, self.normalise = whole.k, whole.center, whole.normalise
-        self._means, self._raw_gram = whole.means[queries], whole.gram[queries]
+    Args:
+        known: Of these queries.
+        k, center, normalise, two_sided: As in `Objective`.
+        note: Called with raw weights whose strongest examples are looked at, and positions of the queries (None: all).
+    """
+
+    def __init__(
+        self,
+        known: Known,
+        k: int,
+        center: bool,
+        normalise: Normalise,
+        two_sided: bool,
+        note: Callable[[Tensor, Tensor | None], None],
+    ) -> None:
+        self.k, self.center, self.normalise, self.two_sided = k, center, normalise, two_sided
+        self._known, self._note = known, note
+        self._means, self._raw_gram = known.means, known.gram
         self.require_signal()
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(n_query, n_train, n_groups)."""
-        _, n_train, n_groups = self._whole.stream.shape
-        return len(self._queries), n_train, n_groups
-
-    def top_means(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
-        """As in `Objective`."""
-        chosen = slice(None) if queries is None else queries
-        return (self._top(self.weights(x.detach()), queries) - self._means[chosen]) * self.scale
+        n_query, n_groups = self._means.shape
+        return n_query, self._known.n_train, n_groups
 
     def cross_means(self, x: Tensor) -> Tensor:
         """Not to be had.
@@ -192,9 +240,9 @@ class StreamedProblem(Objective):
 
     def loss(self, weights: Tensor) -> float:
         """As in `Objective`."""
-        top = (self._top(weights, None) - self._means) @ weights
+        signal = self._signal(weights) @ weights
         size = norms(self._raw_gram, weights)
-        return float((-top / torch.where(size > 0, size, 1.0)).mean())
+        return float((-signal / torch.where(size > 0, size, 1.0)).mean())
 
     def centered(self, queries: Tensor) -> Tensor:
         """Not to be had.
@@ -208,7 +256,6 @@ class StreamedProblem(Objective):
         )
 
     def _top(self, weights: Tensor, queries: Tensor | None) -> Tensor:
-        """(n_query, n_groups) mean contribution of the k candidates that raw weights rank first."""
-        at = self._queries if queries is None else [self._queries[q] for q in queries.tolist()]
-        self._whole.tried(weights, at)
-        return self._whole.candidates.top_mean(weights, at, self.k)
+        self._note(weights, queries)
+        candidates = self._known.candidates
+        return (candidates if queries is None else candidates.of_queries(queries)).top_mean(weights, self.k)

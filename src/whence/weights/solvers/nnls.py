@@ -61,14 +61,13 @@ def _best_for_sets(problem: Objective, x: Tensor) -> Tensor | None:
     """Non-negative weights (sum 1) that solve the pooled problem at x; None where there is no positive solution."""
     top = problem.top_means(x)
     size = norms(problem.gram, x)
-    use = size > 0
-    top, size, gram = top[use], size[use], problem.gram[use]
+    inverse = torch.where(size > 0, 1 / size, 0.0)  # a query without scores counts for nothing
     # A query whose top-k mean is negative pulls with negative curvature: without it the problem stays convex.
-    rho = (top @ x / size).clamp_min(0)
+    rho = (top @ x * inverse).clamp_min(0)
     if float(rho.sum()) <= 0:
         return None
-    a = (top / size[:, None]).mean(0)
-    b = torch.einsum("q,qjk->jk", rho / rho.mean() / size.square(), gram) / len(gram)
+    a = inverse @ top
+    b = ((rho / rho.sum() * inverse.square()) @ problem.gram.flatten(1)).reshape(len(x), -1)
     if bool((a <= 0).all()):
         return None
     found = non_negative_least_squares(b, a)
