@@ -13,6 +13,7 @@ from benchmarks.audit import audit_section
 from benchmarks.peers.table import peers_section
 from benchmarks.published import PUBLISHED, PUBLISHED_FIGURES, PublishedFigures
 from benchmarks.unrolled import init_section
+from benchmarks.weights.figures import write_figure
 from benchmarks.weights.section import weighting_sections
 
 RESULTS = Path(__file__).parent / "results"
@@ -379,6 +380,8 @@ def main() -> None:
     if weights.is_file():
         lines += weights_section(json.loads(weights.read_text()))
     lines += weighting_sections(RESULTS)
+    for path in sorted(RESULTS.glob("weights-*.json")):
+        write_figure(json.loads(path.read_text()), PAGE.parent)
     unrolled = RESULTS / "unrolled.json"
     if unrolled.is_file():
         found = json.loads(unrolled.read_text())

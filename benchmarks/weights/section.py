@@ -18,6 +18,11 @@ def weighting_sections(folder: Path) -> list[str]:
     return [line for path in paths for line in bench_section(json.loads(path.read_text()))]
 
 
+def figure_of(result: dict[str, Any]) -> str:
+    """Path of a bench's figure, from the folder of the page."""
+    return f"figures/weights-{result['bench']}.svg"
+
+
 def bench_section(result: dict[str, Any]) -> list[str]:
     """Methods x weightings, what may be read from it, and what the guard did."""
     return [
@@ -26,6 +31,8 @@ def bench_section(result: dict[str, Any]) -> list[str]:
         _setting(result),
         "",
         _trust(result),
+        "",
+        f"![Scores of all methods and weightings with the ceiling, groups alone, weights]({figure_of(result)})",
         "",
         *_scores(result),
         "",

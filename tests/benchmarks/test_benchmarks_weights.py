@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from benchmarks.weights import __main__ as command
 from benchmarks.weights import driver, synthetic, truth
 from benchmarks.weights.benches import BENCHES, Bench, examples_of
 from benchmarks.weights.driver import run_bench, without_nan
+from benchmarks.weights.figures import write_figure
 from benchmarks.weights.fixed import FIXED, LABEL_FREE, PAIRS, SIZES, WEIGHTINGS
 from benchmarks.weights.judged import verdict
-from benchmarks.weights.section import bench_section
+from benchmarks.weights.section import bench_section, figure_of
 from benchmarks.weights.solvers import objective_of
 from benchmarks.weights.truth import Plan, Trainer, choose_seeds, truth_of
 
@@ -320,3 +322,19 @@ def test_every_parameter_of_the_vision_transformer_has_a_layer_rule() -> None:
     examples = Examples((torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])))
     found = check_gradients(Task.classification(model), examples, dtype=torch.float64)
     assert (found.path, found.agrees, found.untouched) == ("hooks", True, ())
+
+
+def test_the_figure_shows_every_score_and_the_ceiling(result: dict[str, Any], tmp_path: Any) -> None:
+    path = write_figure(result, tmp_path)
+    assert path == tmp_path / figure_of(result)
+    assert f"]({figure_of(result)})" in "\n".join(bench_section(result))
+    drawn = ElementTree.parse(path)
+    dashed = [one for one in drawn.iter() if one.get("stroke-dasharray") not in (None, "0")]
+    assert len(dashed) == 1  # the ceiling
+    texts = {one.text for one in drawn.iter() if one.text}
+    assert {*result["lds"], *WEIGHTINGS, *result["per_group"]["grad_dot"]} <= texts
+    n_scores = sum(cell[0] is not None for cells in result["lds"].values() for cell in cells.values())
+    points = [
+        one for one in drawn.iter() if "mark-symbol" in (one.get("class") or "") and "role-mark" in one.get("class", "")
+    ]
+    assert sum(len(list(group)) for group in points) >= n_scores
