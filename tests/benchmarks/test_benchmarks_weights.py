@@ -15,7 +15,7 @@ from benchmarks.weights import __main__ as command
 from benchmarks.weights import driver, synthetic, truth
 from benchmarks.weights.benches import BENCHES, Bench, examples_of
 from benchmarks.weights.driver import run_bench, without_nan
-from benchmarks.weights.figures import write_figure
+from benchmarks.weights.figures import SHOWN, write_figure
 from benchmarks.weights.fixed import FIXED, LABEL_FREE, PAIRS, SIZES, WEIGHTINGS
 from benchmarks.weights.judged import verdict
 from benchmarks.weights.section import bench_section, figure_of
@@ -334,7 +334,6 @@ def test_the_figure_shows_every_score_and_the_ceiling(result: dict[str, Any], tm
     texts = {one.text for one in drawn.iter() if one.text}
     assert {*result["lds"], *WEIGHTINGS, *result["per_group"]["grad_dot"]} <= texts
     n_scores = sum(cell[0] is not None for cells in result["lds"].values() for cell in cells.values())
-    points = [
-        one for one in drawn.iter() if "mark-symbol" in (one.get("class") or "") and "role-mark" in one.get("class", "")
-    ]
-    assert sum(len(list(group)) for group in points) >= n_scores
+    classes = [(one, one.get("class") or "") for one in drawn.iter()]
+    dots = sum(len(list(one)) for one, names in classes if "mark-symbol" in names and "role-mark" in names)
+    assert dots == n_scores + len(SHOWN) * len(result["per_group"]["grad_dot"])
