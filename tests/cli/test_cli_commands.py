@@ -256,11 +256,12 @@ def test_weigh_prints_shares_weights_and_how_they_were_found(project, capsys):
     rest = "\n".join(lines[3:])
     for shown in (
         "contributions in memory",
-        "Loss on 4 learning queries before the entropy floor, lower is better: uniform -",
+        "Loss on 4 learning queries of relative contributions as learned, lower is better: uniform -",
         "Loss on 1 held out",
         "Likeness of two of 5 folds: cosine ",
         "Guard: ",
         "Entropy floor 1: 100 % uniform weights.",
+        "Mixed with unweighted scores, 50 % of the spread.",
         "Few-shot from 5 kept sets",
         '[score.options.grad_dot] weights = "runs/tiny/weights/grad_dot/learned.json"',
     ):

@@ -158,9 +158,10 @@ def test_the_numbers_are_those_of_the_python_functions(finished):
     recipe = whence.Recipe(lr=0.05, batch_size=5, epochs=2)
     asked = whence.contributions(*parts, "grad_dot", groups="module")
     learned_from = whence.contributions(setup.task, setup.train, setup.learning_queries, "grad_dot", groups="module")
+    relative = whence.relative_to_norms(learned_from, whence.gradient_norms(setup.task, setup.train))
     weights = {
         "rms": whence.learn_weights(learned_from, "rms", k=3),
-        "learned": whence.learn_weights(learned_from, k=3),
+        "learned": whence.mixed_with_uniform(whence.learn_weights(relative, k=3), learned_from),
     }
     scores = {
         "grad_dot": whence.attribute(*parts, "grad_dot"),
