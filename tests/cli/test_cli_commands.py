@@ -239,7 +239,7 @@ def test_weigh_evaluate_and_report_print_what_they_found_and_where(project, caps
 
 
 def test_weigh_prints_shares_weights_and_how_they_were_found(project, capsys):
-    few_shot = "without_hubs = true\nguard = true\nentropy_floor = 1.0\nfew_shot = 5\n[evaluate]"
+    few_shot = "relative = false\nwithout_hubs = true\nguard = true\nentropy_floor = 1.0\nfew_shot = 5\n[evaluate]"
     text = WEIGHED.replace("weigh.k = 2", "").replace("[evaluate]", f"[weigh]\nk = 2\n{few_shot}")
     (project / "weighed.toml").write_text(text)
     assert main(["weigh", "weighed.toml", "--progress", "silent"]) == 0
@@ -256,7 +256,7 @@ def test_weigh_prints_shares_weights_and_how_they_were_found(project, capsys):
     rest = "\n".join(lines[3:])
     for shown in (
         "contributions in memory",
-        "Loss on 4 learning queries of relative contributions as learned, lower is better: uniform -",
+        "Loss on 4 learning queries as learned, lower is better: uniform -",
         "Loss on 1 held out",
         "Likeness of two of 5 folds: cosine ",
         "Guard: ",
