@@ -116,11 +116,10 @@ class Trainer:
 
 
 def truth_of(trainer: Trainer, plan: Plan, size: Size) -> Truth:
-    """Pilot, number of seeds, then everything else."""
+    """Pilot, number of seeds, everything else, and more seeds where the ceiling is still too low."""
     started = time.perf_counter()
     first, rest = plan.evaluation[: size.pilot_sets], plan.evaluation[size.pilot_sets :]
-    pilot_seeds = seeds_from(0, size.pilot_seeds)
-    pilot = trainer.run("pilot", first, pilot_seeds, trainer.judging)
+    pilot = trainer.run("pilot", first, seeds_from(0, size.pilot_seeds), trainer.judging)
     seeds = choose_seeds(pilot.outcomes(), size)
     n = seeds["chosen"]
     parts = [pilot]
@@ -130,19 +129,57 @@ def truth_of(trainer: Trainer, plan: Plan, size: Size) -> Truth:
     if rest:
         pieces.append(trainer.run("evaluation", rest, seeds_from(0, n), trainer.judging))
     few_shot = trainer.run("few-shot", plan.few_shot, seeds_from(0, n), trainer.learning)
-    evaluation = joined(pieces).outcomes()
-    trainings = n * (len(plan.evaluation) + len(plan.few_shot)) + max(0, size.pilot_seeds - n) * len(first)
+    evaluation, few_shot, rounds = with_enough_seeds(trainer, plan, size, joined(pieces), few_shot)
+    found, most = evaluation.outcomes(), len(evaluation.seeds)
+    ceiling = ceiling_of(found)
+    reached = ceiling[0] >= size.wanted
+    note = "" if reached else f"{most} seeds, the cap, reach a ceiling of {ceiling[0]:.2f}"
+    trainings = most * (len(plan.evaluation) + len(plan.few_shot)) + max(0, size.pilot_seeds - n) * len(first)
     return Truth(
-        evaluation,
+        found,
         few_shot.outcomes(),
-        ceiling_of(evaluation),
-        seeds,
+        ceiling,
+        {**seeds, "chosen": most, "rounds": rounds, "reached": reached, "note": note},
         {
             "trainings": trainings,
             "execution": few_shot.execution.to_dict(),
             "seconds_of_this_run": round(time.perf_counter() - started, 2),
         },
     )
+
+
+def with_enough_seeds(
+    trainer: Trainer, plan: Plan, size: Size, evaluation: Retrained, few_shot: Retrained
+) -> tuple[Retrained, Retrained, list[dict[str, Any]]]:
+    """More seeds of all sets until the ceiling is reached or their number is the cap: pilots are often too hopeful.
+
+    Returns:
+        Trainings on the evaluation sets and on the few-shot sets; seeds and ceiling after each round.
+    """
+    rounds: list[dict[str, Any]] = []
+    while True:
+        n, ceiling = len(evaluation.seeds), ceiling_of(evaluation.outcomes())
+        rounds.append({"seeds": n, "ceiling": ceiling})
+        m = seeds_for(ceiling[0], n, size)
+        if m == n:
+            return evaluation, few_shot, rounds
+        more = seeds_from(n, m)
+        evaluation = first_seeds([evaluation, trainer.run("more", plan.evaluation, more, trainer.judging)], m)
+        few_shot = first_seeds([few_shot, trainer.run("few-shot-more", plan.few_shot, more, trainer.learning)], m)
+
+
+def seeds_for(ceiling: float, n: int, size: Size) -> int:
+    """The number of seeds that should reach the ceiling that is wanted, from that of `n` seeds; n where it is enough.
+
+    Never above the cap. A ceiling of zero or NaN says nothing: then twice as many.
+    """
+    if ceiling >= size.wanted or n >= size.most_seeds:
+        return n
+    if not ceiling > 0:
+        return min(2 * n, size.most_seeds)
+    whole = torch.tensor(ceiling**2, dtype=torch.float64)
+    enough = (m for m in range(n + 1, size.most_seeds) if float(spearman_brown(whole, m / n)) >= size.wanted**2)
+    return next(enough, size.most_seeds)
 
 
 def seeds_from(first: int, stop: int) -> list[int]:

@@ -20,7 +20,15 @@ from benchmarks.weights.fixed import FIXED, LABEL_FREE, PAIRS, SIZES, WEIGHTINGS
 from benchmarks.weights.judged import verdict
 from benchmarks.weights.section import bench_section, figure_of
 from benchmarks.weights.solvers import objective_of
-from benchmarks.weights.truth import Plan, Trainer, choose_seeds, truth_of
+from benchmarks.weights.truth import (
+    Plan,
+    Trainer,
+    choose_seeds,
+    seeds_for,
+    seeds_from,
+    truth_of,
+    with_enough_seeds,
+)
 
 from benchmarks import tables
 from whence import Examples, Inputs, Outcomes, attribute_with, contributions_with, lds, learn_weights, retrain, train
@@ -145,6 +153,37 @@ def test_without_a_bench_it_is_the_overview(tmp_path: Any, monkeypatch: pytest.M
 
 
 # --- what is kept apart -----------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_added_until_the_ceiling_is_there(tmp_path: Any) -> None:
+    """The ceiling of two seeds of this bench is below 1, which no number of seeds reaches: all of them are trained."""
+    size = replace(TINY, wanted=1.0, most_seeds=3)
+    bench = small().sized(size)
+    examples, judging, learning = examples_of(bench, size)
+    plan = Plan.draw(len(examples), size)
+    trainer = Trainer(bench, examples, judging, learning, "loop", tmp_path)
+    few = replace(size, most_seeds=2)
+    evaluation, few_shot = (
+        trainer.run("two", kept, seeds_from(0, 2), queries)
+        for kept, queries in ((plan.evaluation, judging), (plan.few_shot, learning))
+    )
+    assert with_enough_seeds(trainer, plan, few, evaluation, few_shot)[0] is evaluation  # the cap is reached
+    more, more_few, rounds = with_enough_seeds(trainer, plan, size, evaluation, few_shot)
+    assert [one["seeds"] for one in rounds] == [2, 3]
+    for found, kept, queries in ((more, plan.evaluation, judging), (more_few, plan.few_shot, learning)):
+        whole = trainer.run("three", kept, seeds_from(0, 3), queries)
+        torch.testing.assert_close(found.measures, whole.measures)
+        assert found.seeds == whole.seeds
+
+
+def test_more_seeds_are_as_many_as_spearman_and_brown_say() -> None:
+    size = replace(TINY, wanted=0.7, most_seeds=16)
+    assert seeds_for(0.7, 4, size) == 4
+    assert seeds_for(0.6, 16, size) == 16
+    # One seed has reliability r with 6 r / (1 + 5 r) = .63^2; nine are the first with 9 r / (1 + 8 r) >= .49.
+    assert seeds_for(0.63, 6, size) == 9
+    assert seeds_for(0.1, 6, size) == 16
+    assert seeds_for(math.nan, 4, size) == 8
 
 
 @pytest.mark.parametrize("size", ["tiny", "full"])
