@@ -15,8 +15,11 @@ import inspect
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from whence.data import Examples, random_kept_sets
 from whence.errors import ConfigError, WhenceError
@@ -243,6 +246,11 @@ class _Plan:
             )
         return cls(begun, learning, groups, Inputs(begun.task, begun.train, asked), routes, rebuild)
 
+    @cached_property
+    def norms(self) -> Tensor:
+        """(n_train,) norms of the train gradients: one pass for all methods, where the first one asks."""
+        return gradient_norms(self.begun.task, self.begun.train)
+
 
 def _grouping(begun: Start) -> str | Grouping:
     chosen = begun.run.config.weigh
@@ -279,7 +287,7 @@ def _route(begun: Start, n_learning: int, groups: ParameterGroups, method: str) 
     raise ConfigError(
         f"The contributions of {method} to {n_learning} learning queries take {needed / GIB:.3g} GiB, and their "
         f"gradients by group {gradients / GIB:.3g}, of the {chosen.memory_gib:g} that `memory_gib` in [weigh] allows. "
-        " Raise it, take coarser groups or fewer learning queries, or weigh grad_dot, whose gradients can be projected."
+        "Raise it, take coarser groups or fewer learning queries, or weigh grad_dot, whose gradients can be projected."
     )
 
 
@@ -287,7 +295,7 @@ def _learn(plan: _Plan, method: str, outcomes: Outcomes | None) -> dict[str, Gro
     """All weightings of one method."""
     found = _learning_contributions(plan, method)
     how = learning_of(plan.begun.run.config.weigh)
-    weightings = how.weights(found, gradient_norms(plan.begun.task, plan.begun.train) if how.relative else None)
+    weightings = how.weights(found, plan.norms if how.relative else None)
     if outcomes is not None:
         assert isinstance(found, Contributions)  # `_route` has refused others
         weightings[FEW_SHOT] = fit_weights(found, outcomes, towards=weightings["learned"])

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from whence.errors import InputError
 from whence.task import GroupWeights
 from whence.weights.by_group import Contributions
+from whence.weights.spread import centered_squares
 from whence.weights.stream import ContributionStream
 
 
@@ -39,24 +39,8 @@ def mixed_with_uniform(
     if weights.groups != found.groups:
         raise InputError(f"The weights {weights.name!r} are of other groups. Use the grouping of the contributions.")
     both = torch.stack([torch.ones_like(weights.values), weights.values])
-    spread = _spreads(found, both)
+    spread = centered_squares(found, lambda block: torch.einsum("rg,gqb->rqb", both, block)).sqrt()
     if not bool((spread > 0).all()):
         raise InputError("Scores that are the same for all train examples have no spread. Use other queries.")
     values = torch.tensor([share, 1 - share], dtype=torch.float64) / spread @ both
     return replace(weights, values=values, facts={**weights.facts, "unweighted_share": share})
-
-
-def _spreads(found: Contributions | ContributionStream, weights: Tensor) -> Tensor:
-    """(r,) norms of the scores of weights (r, n_groups), around each query's mean over the train set."""
-    stream = ContributionStream.of(found) if isinstance(found, Contributions) else found
-    n_query, n_train, _ = stream.shape
-    sums, squares = (torch.zeros(len(weights), n_query, dtype=torch.float64) for _ in range(2))
-    shift: Tensor | None = None  # near the mean, so that differences of squares keep their digits
-    for _, block in stream.blocks():
-        scores = torch.einsum("rg,gqb->rqb", weights, block.cpu().double())
-        shift = scores.mean(2) if shift is None else shift
-        scores = scores - shift[:, :, None]
-        sums += scores.sum(2)
-        squares += scores.square().sum(2)
-    spread: Tensor = (squares - sums.square() / n_train).clamp_min(0).sum(1).sqrt()
-    return spread

@@ -8,6 +8,7 @@ import torch
 from whence.errors import InputError
 from whence.task import GroupWeights
 from whence.weights.by_group import Contributions
+from whence.weights.spread import centered_squares
 from whence.weights.stream import ContributionStream
 
 
@@ -31,7 +32,7 @@ def group_table(found: Contributions | ContributionStream, weights: GroupWeights
     """
     if weights is not None and weights.groups != found.groups:
         raise InputError(f"The weights {weights.name!r} are of other groups. Use the grouping of the contributions.")
-    energy = _energies(found)
+    energy = centered_squares(found, lambda block: block)
     if not bool(energy.any()):
         raise InputError("No group contributes anything that differs between train examples. Use other queries.")
     sizes = torch.tensor(found.groups.sizes, dtype=torch.float64)
@@ -47,18 +48,3 @@ def group_table(found: Contributions | ContributionStream, weights: GroupWeights
         table["weight"] = weights.values.numpy()
         table["weighted_energy"] = (weighted / weighted.sum()).numpy()
     return table
-
-
-def _energies(found: Contributions | ContributionStream) -> torch.Tensor:
-    """(n_groups,) float64."""
-    stream = ContributionStream.of(found) if isinstance(found, Contributions) else found
-    n_query, n_train, n_groups = stream.shape
-    sums, squares = (torch.zeros(n_groups, n_query, dtype=torch.float64) for _ in range(2))
-    shift: torch.Tensor | None = None  # near the mean, so that differences of squares keep their digits
-    for _, block in stream.blocks():
-        rows = block.cpu().double()
-        shift = rows.mean(2) if shift is None else shift
-        rows = rows - shift[:, :, None]
-        sums += rows.sum(2)
-        squares += rows.square().sum(2)
-    return (squares - sums.square() / n_train).clamp_min(0).sum(1)
