@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.networks import ResNet9, VisionTransformer
 from benchmarks.weights.fixed import Size
-from whence import Damping, Examples, Inputs, Recipe, Task, load, plant_label_noise
+from whence import Damping, Examples, Inputs, Recipe, Task, load, plant_label_noise, train
 from whence.adapters import causal_language_model
 from whence.data import Split
 from whence.studies.demo import DIGITS, NOISE, TEST_FRACTION, digits_net
@@ -40,6 +40,7 @@ class Bench:
         task: Network -> task.
         recipe: Of the final model, and of every training on a kept set.
         methods: Base method -> options, for a trained model.
+        elsewhere: Name and data of another problem for the same network: are weights that are learned there good here?
     """
 
     name: str
@@ -49,10 +50,15 @@ class Bench:
     task: Callable[[nn.Module], Task]
     recipe: Recipe
     methods: Mapping[str, Callable[[Trained], dict[str, Any]]]
+    elsewhere: tuple[str, Callable[[], Data]] | None = None
 
     def sized(self, size: Size) -> Bench:
         """The same with the amount of training of `size`."""
         return self if size.epochs is None else replace(self, recipe=replace(self.recipe, epochs=size.epochs))
+
+    def on_other_data(self) -> Bench | None:
+        """The same network and recipe on the other problem, where there is one."""
+        return None if self.elsewhere is None else replace(self, data=self.elsewhere[1], elsewhere=None)
 
     def untrained(self, seed: int = 0) -> Task:
         """The task at an initialisation."""
@@ -77,19 +83,25 @@ class Trained:
     inputs: Inputs
     learning: Examples
 
+    @classmethod
+    def of(cls, bench: Bench, size: Size) -> Trained:
+        """Train it."""
+        examples, judging, learning = examples_of(bench, size)
+        return cls(bench, Inputs(train(bench.untrained(), examples, bench.recipe), examples, judging), learning)
+
 
 def examples_of(bench: Bench, size: Size) -> tuple[Examples, Examples, Examples]:
     """Train set, queries that judge, and queries to learn from: no query is both, or in the train set.
 
     Queries are evenly spaced through the part that is not trained on, chosen without looking.
     """
-    train, rest = bench.data()
+    examples, rest = bench.data()
     if size.n_train is not None:
-        train = train.subset(range(min(size.n_train, len(train))))
+        examples = examples.subset(range(min(size.n_train, len(examples))))
     judging = evenly(len(rest), size.evaluation_queries)
     others = [k for k in range(len(rest)) if k not in set(judging)]
     learning = [others[k] for k in evenly(len(others), size.learning_queries)]
-    return train, rest.subset(judging), rest.subset(learning)
+    return examples, rest.subset(judging), rest.subset(learning)
 
 
 # --- options of base methods ------------------------------------------------------------------------------------------
@@ -211,6 +223,7 @@ BENCHES = {
             Task.classification,
             Recipe(lr=0.02, batch_size=25, epochs=6, momentum=0.9, schedule="cosine"),
             {"grad_dot": DEFAULTS, "tracin": along_training, "trak": TRAK, "logra": DEFAULTS, "ekfac": DEFAULTS},
+            elsewhere=("MNIST", lambda: halves(load("mnist", n_train=1000, n_test=1000))),
         ),
         Bench(
             "cifar10",
@@ -222,6 +235,15 @@ BENCHES = {
             {"grad_dot": DEFAULTS, "tracin": along_training, "trak": TRAK, "logra": DEFAULTS, "ekfac": DEFAULTS},
         ),
         Bench(
+            "cifar10_jpeg",
+            "a ResNet-9 of width 8 on the first 1,000 pictures of a subset of CIFAR-10 that went through JPEG",
+            lambda: halves(load("cifar10", version="jpeg", n_train=1000, n_test=1000)),
+            seeded(lambda: ResNet9(3, 10, 8)),
+            Task.classification,
+            Recipe(lr=0.02, batch_size=25, epochs=6, momentum=0.9, schedule="cosine"),
+            {"grad_dot": DEFAULTS, "tracin": along_training, "trak": TRAK, "logra": DEFAULTS, "ekfac": DEFAULTS},
+        ),
+        Bench(
             "gpt2",
             "a GPT-2 of 2 layers of 64 on 512 sequences of 64 words of WikiText-2",
             lambda: halves(load("wikitext2", n_train=512, n_test=1000, length=TOKENS, vocabulary=VOCABULARY)),
@@ -229,7 +251,13 @@ BENCHES = {
             causal_language_model,
             Recipe(lr=3e-3, batch_size=16, epochs=4, optimizer="adamw"),
             # trak is refused for sequences; an exact Gauss-Newton matrix of a vocabulary too.
-            {"grad_dot": DEFAULTS, "logra": DEFAULTS, "datainf": DEFAULTS, "ekfac": plain(fisher="sampled")},
+            {
+                "grad_dot": DEFAULTS,
+                "tracin": along_training,
+                "logra": DEFAULTS,
+                "datainf": DEFAULTS,
+                "ekfac": plain(fisher="sampled"),
+            },
         ),
     )
 }

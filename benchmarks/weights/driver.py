@@ -8,12 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.weights.benches import Bench, Trained, examples_of
+from benchmarks.weights.benches import Bench, Trained
 from benchmarks.weights.fixed import FIXED, PAIRS, PUBLISHED, Size
 from benchmarks.weights.judged import Judge, per_group
 from benchmarks.weights.learned import Weighed, weigh
 from benchmarks.weights.truth import Plan, Trainer, Truth, truth_of
-from whence import Inputs, train
 from whence.errors import NumericalError, UnsupportedError
 from whence.runs.machine import machine
 from whence.studies.demo import accuracy
@@ -35,14 +34,14 @@ def run_bench(bench: Bench, size: Size, work: Path, engine: EngineName = ENGINE)
     """
     bench = bench.sized(size)
     clock = Clock()
-    examples, judging, learning = examples_of(bench, size)
-    final = train(bench.untrained(), examples, bench.recipe)
-    clock.lap("final model")
-    plan = Plan.draw(len(examples), size)
-    truth = truth_of(Trainer(bench, examples, judging, learning, engine, work), plan, size)
+    trained, foreign = Trained.of(bench, size), bench.on_other_data()
+    elsewhere = None if foreign is None else Trained.of(foreign, size)
+    clock.lap("final models")
+    inputs = trained.inputs
+    trainer = Trainer(bench, inputs.train, inputs.queries, trained.learning, engine, work)
+    truth = truth_of(trainer, Plan.draw(inputs.n_train, size), size)
     clock.lap("trainings on kept sets")
-    trained = Trained(bench, Inputs(final, examples, judging), learning)
-    methods, refused = weigh_all(trained, truth, size, clock)
+    methods, refused = weigh_all(trained, elsewhere, truth, size, clock)
     judge = Judge.of(methods, truth.evaluation)
     groups = per_group(methods, truth.evaluation)
     clock.lap("judging")
@@ -59,6 +58,7 @@ def run_bench(bench: Bench, size: Size, work: Path, engine: EngineName = ENGINE)
         "objective": {one.method: one.objective for one in methods},
         "guard": judge.guard(),
         "transfer": judge.transfer(),
+        "elsewhere": judge.elsewhere(),
         "overfits": judge.overfits(),
         "facts": {one.method: {name: dict(w.facts) for name, w in one.weights.items()} for one in methods},
         "refused": {**refused, **{one.method: one.refused for one in methods if one.refused}},
@@ -71,13 +71,15 @@ def run_bench(bench: Bench, size: Size, work: Path, engine: EngineName = ENGINE)
     return found
 
 
-def weigh_all(trained: Trained, truth: Truth, size: Size, clock: Clock) -> tuple[list[Weighed], dict[str, str]]:
+def weigh_all(
+    trained: Trained, elsewhere: Trained | None, truth: Truth, size: Size, clock: Clock
+) -> tuple[list[Weighed], dict[str, str]]:
     """Weights of every method, and why others have none."""
     methods: list[Weighed] = []
     refused: dict[str, str] = {}
     for name in trained.bench.methods:
         try:
-            methods.append(weigh(trained, name, truth.few_shot, size.repeats))
+            methods.append(weigh(trained, elsewhere, name, truth.few_shot, size.repeats))
         except (NumericalError, UnsupportedError) as error:
             refused[name] = str(error)
         clock.lap(name)
@@ -100,6 +102,7 @@ def settings_of(trained: Trained, size: Size) -> dict[str, Any]:
         "evaluation_queries": len(inputs.queries),
         "learning_queries": len(trained.learning),
         "grouping": "tensor",
+        "elsewhere": None if bench.elsewhere is None else bench.elsewhere[0],
         "measure": inputs.task.measure.name,
         "accuracy": accuracy(inputs.task, inputs.queries) if labelled else None,
     }

@@ -79,7 +79,7 @@ class Size:
         epochs: In the place of the recipe's; None for these.
     """
 
-    evaluation_queries: int = 50
+    evaluation_queries: int = 100
     learning_queries: int = 100
     evaluation_sets: int = 64
     few_shot_sets: int = 12

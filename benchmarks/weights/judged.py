@@ -16,6 +16,7 @@ from whence.weights import likeness
 Limits = list[float]  # value, low, high
 TRANSFERRED = RELATIVE
 PUBLISHED = "published"  # beside the weightings: the published loss and solver
+ELSEWHERE = "elsewhere"  # weights that were learned on other data
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,8 @@ class Judge:
         for one in methods:
             for name, weights in {**one.weights, PUBLISHED: one.published}.items():
                 matrices[label(one.method, name)] = one.parts.scores(weights)
+            if one.elsewhere is not None:
+                matrices[label(one.method, ELSEWHERE)] = one.parts.scores(one.elsewhere)
             for other in methods:
                 if other is not one:
                     matrices[label(one.method, f"of {other.method}")] = one.parts.scores(other.weights[TRANSFERRED])
@@ -107,9 +110,17 @@ class Judge:
                     found[f"{source.method} -> {target.method}"] = self._transferred(source, target)
         return found
 
+    def elsewhere(self) -> dict[str, dict[str, Any]]:
+        """Weights learned on other data, used here; nothing where the bench has no other data."""
+        return {
+            one.method: self._used(one.elsewhere, one, ELSEWHERE) for one in self.methods if one.elsewhere is not None
+        }
+
     def _transferred(self, source: Weighed, target: Weighed) -> dict[str, Any]:
-        alike = likeness(source.weights[TRANSFERRED], target.weights[TRANSFERRED])
-        foreign = f"of {source.method}"
+        return self._used(source.weights[TRANSFERRED], target, f"of {source.method}")
+
+    def _used(self, weights: GroupWeights, target: Weighed, foreign: str) -> dict[str, Any]:
+        alike = likeness(weights, target.weights[TRANSFERRED])
         return {
             "cosine": alike.cosine,
             "cosine_without_uniform": alike.centered,

@@ -13,7 +13,7 @@ from benchmarks.weights.solvers import objective_of
 from whence import Contributions, Outcomes, contributions_with, learn_weights
 from whence.errors import InputError, WhenceWarning
 from whence.task import GroupWeights
-from whence.weights import fit_weights, gradient_norms, guarded, mixed_with_uniform, relative_to_norms
+from whence.weights import fit_weights, guarded, mixed_with_uniform, norms_with, relative_to_norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,7 @@ class Weighed:
         seconds: Of each weighting, and of the contributions of the learning queries.
         objective: Closed form against AdamW.
         refused: Weighting -> why there are no weights.
+        elsewhere: Relative weights learned on the bench's other problem; None where it has none.
     """
 
     method: str
@@ -39,21 +40,22 @@ class Weighed:
     seconds: dict[str, float]
     objective: dict[str, Any]
     refused: dict[str, str]
+    elsewhere: GroupWeights | None
 
 
-def weigh(trained: Trained, method: str, few_shot: Outcomes, repeats: int) -> Weighed:
+def weigh(trained: Trained, elsewhere: Trained | None, method: str, few_shot: Outcomes, repeats: int) -> Weighed:
     """Contributions of both kinds of queries, and weights by every weighting.
 
     Args:
         trained: Final model, train set, queries.
+        elsewhere: Those of the other problem.
         method: A method of the bench.
         few_shot: Outcomes of the learning queries, on kept sets that judge nothing.
         repeats: Of solvers that are timed.
     """
-    options = trained.bench.methods[method](trained)
     clock: dict[str, float] = {}
     started = time.perf_counter()
-    found = contributions_with(trained.inputs.with_queries(trained.learning), method, **options)
+    found, options = learned_from(trained, method)
     clock["contributions"] = time.perf_counter() - started
     weights, refused = {}, {}
     with warnings.catch_warnings():
@@ -62,10 +64,11 @@ def weigh(trained: Trained, method: str, few_shot: Outcomes, repeats: int) -> We
             weights[name] = learn_weights(found, solver, **FIXED.options())
             clock[name] = float(weights[name].facts["seconds"])
         started = time.perf_counter()
-        weights[RELATIVE] = relative(trained, found)
+        weights[RELATIVE] = relative(trained, found, options)
         clock[RELATIVE] = time.perf_counter() - started
         solver, others = PUBLISHED
         published = learn_weights(found, solver, **{**FIXED.options(), **others})
+        away = None if elsewhere is None else relative(elsewhere, *learned_from(elsewhere, method))
     started = time.perf_counter()
     try:
         weights[FEW_SHOT] = fit_weights(found, few_shot, towards=weights[RELATIVE])
@@ -81,11 +84,18 @@ def weigh(trained: Trained, method: str, few_shot: Outcomes, repeats: int) -> We
         seconds={name: round(seconds, 4) for name, seconds in clock.items()},
         objective=objective_of(found.values, repeats),
         refused=refused,
+        elsewhere=away,
     )
 
 
-def relative(trained: Trained, found: Contributions) -> GroupWeights:
+def learned_from(trained: Trained, method: str) -> tuple[Contributions, dict[str, Any]]:
+    """Contributions to the scores of the learning queries, and the options of the method."""
+    options = trained.bench.methods[method](trained)
+    return contributions_with(trained.inputs.with_queries(trained.learning), method, **options), options
+
+
+def relative(trained: Trained, found: Contributions, options: dict[str, Any]) -> GroupWeights:
     """Learned on contributions of train gradients of norm 1, then mixed with uniform weights."""
-    norms = gradient_norms(trained.inputs.task, trained.inputs.train)
+    norms = norms_with(trained.inputs, options)
     weights = learn_weights(relative_to_norms(found, norms), "nnls", **FIXED.options())
     return mixed_with_uniform(weights, found, FIXED.unweighted_share)

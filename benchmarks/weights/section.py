@@ -42,6 +42,7 @@ def bench_section(result: dict[str, Any]) -> list[str]:
         _published(result["overfits"]),
         _solvers(result["objective"]),
         _transfer(result["transfer"]),
+        *_elsewhere(result.get("elsewhere", {}), result["settings"].get("elsewhere")),
         *_refused(result["refused"]),
         "",
     ]
@@ -135,6 +136,15 @@ def _transfer(transfer: dict[str, Any]) -> str:
         f"{min(cosines):.2f} to {max(cosines):.2f}{without}; LDS above that of the method's own weights in {higher}, "
         f"below in {lower}."
     )
+
+
+def _elsewhere(elsewhere: dict[str, Any], name: str | None) -> list[str]:
+    cells = (
+        f"`{method}` {_limits(found['minus_uniform'], '+')} (its weights' cosine with those learned here "
+        f"{found['cosine']:.2f}, LDS {found['minus_own'][0]:+.3f} from these)"
+        for method, found in elsewhere.items()
+    )
+    return [f"- `relative` weights learned on {name}, LDS here less uniform: {'; '.join(cells)}."] if elsewhere else []
 
 
 def _refused(refused: dict[str, Any]) -> list[str]:

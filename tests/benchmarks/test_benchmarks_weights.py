@@ -13,7 +13,7 @@ import torch
 from benchmarks.networks import VisionTransformer
 from benchmarks.weights import __main__ as command
 from benchmarks.weights import driver, synthetic, truth
-from benchmarks.weights.benches import BENCHES, Bench, examples_of
+from benchmarks.weights.benches import BENCHES, Bench, Trained, examples_of
 from benchmarks.weights.driver import run_bench, without_nan
 from benchmarks.weights.figures import SHOWN, write_figure
 from benchmarks.weights.fixed import FIXED, LABEL_FREE, PAIRS, SIZES, WEIGHTINGS
@@ -39,14 +39,15 @@ from whence.weights import fit_weights, mixed_with_uniform, relative_to_norms
 
 TINY = SIZES["tiny"]
 KEYS = {"lds", "differences", "ceiling", "seeds", "per_group", "weights", "learn_seconds", "objective", "guard"}
-KEYS |= {"transfer", "overfits", "settings", "machine"}
+KEYS |= {"transfer", "elsewhere", "overfits", "settings", "machine"}
 METHODS = ("grad_dot", "ekfac")
 
 
 def small() -> Bench:
-    """The digits with two methods."""
+    """The digits with two methods, and some more digits as another problem."""
     bench = BENCHES["digits"]
-    return replace(bench, methods={name: bench.methods[name] for name in METHODS})
+    methods = {name: bench.methods[name] for name in METHODS}
+    return replace(bench, methods=methods, elsewhere=("other digits", lambda: tuple(reversed(bench.data()))))
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,7 @@ def test_a_bench_has_every_figure(result: dict[str, Any]) -> None:
         for value, low, high in result["lds"][method].values():
             assert -1 <= low <= value <= high <= 1
         assert set(result["weights"][method]["uniform"].values()) == {1.0}
+    assert list(result["elsewhere"]) == list(METHODS)
     assert set(result["transfer"]) == {"grad_dot -> ekfac", "ekfac -> grad_dot"}
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["seeds"]["chosen"] in (2, 3)
@@ -104,10 +106,18 @@ def test_figures_are_those_of_a_direct_computation(result: dict[str, Any]) -> No
     relative = learn_weights(relative_to_norms(found, norms), "nnls", **FIXED.options())
     weights["relative"] = mixed_with_uniform(relative, found, FIXED.unweighted_share)
     weights["few_shot"] = fit_weights(found, outcomes(plan.few_shot, learning), towards=weights["relative"])
+    other = Trained.of(replace(bench, data=bench.elsewhere[1]), TINY)  # type: ignore[index]
+    assert set(other.inputs.train.ids) <= set(bench.data()[1].ids)
+    away = contributions_with(other.inputs.with_queries(other.learning), "ekfac")
+    norms = torch.cat([rows.norm(dim=1) for _, rows in loss_gradients(other.inputs.task, other.inputs.train)])
+    weights["elsewhere"] = learn_weights(relative_to_norms(away, norms), "nnls", **FIXED.options())
+    weights["elsewhere"] = mixed_with_uniform(weights["elsewhere"], away, FIXED.unweighted_share)
     scores = {name: attribute_with(inputs, "ekfac", weights=own) for name, own in weights.items()}
     scores["uniform"] = attribute_with(inputs, "ekfac")
     direct = lds(scores, outcomes(plan.evaluation, judging))  # type: ignore[arg-type]
-    for name, limits in direct.to_dict().items():
+    values = direct.to_dict()
+    assert result["elsewhere"]["ekfac"]["lds"] == pytest.approx(values.pop("elsewhere"), abs=1e-9)
+    for name, limits in values.items():
         assert result["lds"]["ekfac"][name] == pytest.approx(limits, abs=1e-9)
     gap = direct.difference("few_shot", "learned")
     assert result["differences"]["ekfac"]["few_shot - learned"] == pytest.approx(gap, abs=1e-9)
@@ -201,7 +211,7 @@ def test_few_shot_sets_are_none_of_those_that_judge(size: str) -> None:
 def test_queries_that_judge_are_not_learned_from() -> None:
     bench, size = BENCHES["digits"], SIZES["full"]
     examples, judging, learning = examples_of(bench, size)
-    assert (len(judging), len(learning)) == (50, 100)
+    assert (len(judging), len(learning)) == (100, 100)
     sets = [set(part.ids) for part in (examples, judging, learning)]
     assert len(set.union(*sets)) == sum(map(len, sets))
 

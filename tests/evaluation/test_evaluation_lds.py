@@ -196,6 +196,18 @@ def test_replicates_in_parts_are_the_same(monkeypatch, kept):
     assert_close(lds(scores, outcomes, **FEW).replicates["m"], whole)
 
 
+def test_ranks_from_counts_are_those_of_sorting():
+    """Ties among scores and among outcomes, and a query whose scores are all alike."""
+    module = sys.modules["whence.evaluation.lds"]
+    x, y = normal(N_QUERY, N_SETS).mul(2).round(), normal(N_QUERY, N_SETS, seed=1).mul(3).round()
+    x[1] = 4.0
+    drawn = resample_positions(N_SETS, 200, 0, "kept sets")
+    sorted_ = module._by_sorting(x, y, drawn, torch.full((N_SETS,), 3))
+    assert bool(sorted_[:, 1].isnan().all())
+    assert not bool(sorted_[:, 2].isnan().all())
+    assert_close(module._by_counts(x, y, drawn), sorted_, equal_nan=True, rtol=0, atol=1e-12)
+
+
 def test_replicates_by_hand():
     """Each draws sets for all queries alike, and queries; undefined correlations (one set only) are left out."""
     effects, scores = normal(1, 1, 1, N_SETS), normal(1, N_TRAIN, seed=1)

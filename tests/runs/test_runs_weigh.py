@@ -158,6 +158,30 @@ def test_weights_are_those_of_the_python_functions(finished):
         assert_close(kept.scores().values, scores.values, rtol=1e-10, atol=1e-12)  # sums of two groups
 
 
+def test_relative_norms_are_those_at_the_checkpoints_of_the_method(project):
+    parts = setup_of(project)
+    state = parts.task.model.state_dict()
+    files = []
+    for k, factor in enumerate((0.1, 4.0)):
+        files.append(f"state-{k}.pt")
+        torch.save({name: factor * value for name, value in state.items()}, files[-1])
+    for listed in ('["grad_cos", "grad_dot", "horizon_ahead"]', '["grad_dot", "horizon_ahead"]'):
+        edit(project / "tiny.toml", listed, '["tracin"]')
+    edit(project / "tiny.toml", 'groups = "module"', 'groups = "tensor"')
+    options = {"checkpoints": files, "learning_rates": [0.5, 0.05]}
+    with (project / "tiny.toml").open("a") as config:
+        config.write(f"[score.options.tracin]\ncheckpoints = {files}\nlearning_rates = [0.5, 0.05]\n")
+    found = run_weigh(project / "tiny.toml", project / "run").weights["tracin"]["learned"]
+    given = parts.task, parts.train, parts.learning_queries
+    learned_from = whence.contributions(*given, "tracin", **options)
+    wanted, wrong = (
+        mixed_with_uniform(whence.learn_weights(relative_to_norms(learned_from, norms), k=3), learned_from).values
+        for norms in (gradient_norms(*given[:2], **options), gradient_norms(*given[:2]))
+    )
+    assert_close(found.values, wanted)
+    assert not torch.allclose(found.values, wrong)
+
+
 def test_the_same_command_again_computes_nothing(done):
     before = times(done)
     assert run_weigh(done).computed == ()

@@ -1,13 +1,15 @@
 """Relative influence and the table of groups against dense sums."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from whence import Examples, Task, attribute
+from whence import Examples, Inputs, Task, attribute
 from whence.errors import InputError, ShapeError
+from whence.gradients import loss_gradients
 from whence.task import GroupWeights
 from whence.weights import (
     ContributionStream,
@@ -16,6 +18,7 @@ from whence.weights import (
     gradient_shards,
     group_table,
     learn_weights,
+    norms_with,
     relative_to_norms,
 )
 
@@ -52,6 +55,53 @@ def test_relative_scores_are_those_of_gradients_of_norm_one(problem):
     assert_close(torch.as_tensor(found.scores().values) / own[:, None], cosines)
     assert (found.unit, found.provenance["relative"]) == (None, True)
     assert (found.groups, found.train_ids, found.orientation) == (whole.groups, whole.train_ids, whole.orientation)
+
+
+def moved(task, factor):
+    """A checkpoint of the task's model."""
+    return {name: factor * value for name, value in task.model.state_dict().items()}
+
+
+def at_state(task, state):
+    """The task with another state of its model."""
+    model = copy.deepcopy(task.model)
+    model.load_state_dict(state)
+    return task.with_model(model)
+
+
+@pytest.mark.parametrize("rates", [0.3, (0.3, 0.02, 0.1)], ids=["one rate", "three rates"])
+def test_norms_at_checkpoints_are_those_of_all_their_gradients_in_one_row(problem, rates):
+    task, train, queries = problem
+    checkpoints = [moved(task, factor) for factor in (0.2, 3.0, 1.0)]
+    each = [rates] * 3 if isinstance(rates, float) else rates
+    rows = [
+        rate**0.5 * torch.cat([g.double() for _, g in loss_gradients(at_state(task, state), train)])
+        for rate, state in zip(each, checkpoints, strict=True)
+    ]
+    found = gradient_norms(task, train, checkpoints=checkpoints, learning_rates=rates)
+    assert_close(found, torch.cat(rows, 1).norm(dim=1))
+    # Products of these rows are the scores of TracIn, an example's with itself the square of its norm.
+    options = {"checkpoints": checkpoints, "learning_rates": rates}
+    own = torch.as_tensor(attribute(task, train, train, method="tracin", **options).values).diagonal()
+    assert_close(own, found.square())
+    assert_close(norms_with(Inputs(task, train, queries), {**options, "damping": 3}), found)
+
+
+def test_norms_without_checkpoints_are_those_of_the_final_model(problem):
+    task, train, queries = problem
+    norms = gradient_norms(task, train)
+    assert_close(norms_with(Inputs(task, train, queries), {"dim": 4}), norms)
+    state = task.model.state_dict()
+    assert_close(gradient_norms(task, train, checkpoints=[state], learning_rates=0.25), norms / 2)
+
+
+def test_norms_refuse_what_tracin_refuses(problem):
+    task, train, _ = problem
+    state = task.model.state_dict()
+    with pytest.raises(InputError, match="one number, or one for each of 2"):
+        gradient_norms(task, train, checkpoints=[state, state], learning_rates=[0.1])
+    with pytest.raises(InputError, match="one at least"):
+        gradient_norms(task, train, checkpoints=[])
 
 
 def test_groups_are_divided_by_the_norm_of_the_whole(problem):

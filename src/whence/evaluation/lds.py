@@ -100,7 +100,8 @@ def lds(
         DataError: A query or a train example has no scores.
         InputError: No such point, or fewer than three sets.
     Cost:
-        n_bootstrap x n_query rankings of n_sets numbers per matrix.
+        n_bootstrap x n_query x n_sets^2 multiplications per matrix; with left-out sets of several sizes n_bootstrap x
+        n_query rankings of n_sets numbers.
     Reference:
         Park et al. (2023), arXiv:2303.14186; Ilyas et al. (2022), arXiv:2202.00622.
     """
@@ -135,18 +136,47 @@ def _position(outcomes: Outcomes, point: int | None) -> int:
 
 def _resampled(predicted: Tensor, gold: Tensor, values: Tensor, outcomes: Outcomes, sets: Tensor) -> Tensor:
     """Spearman per query over each row of set positions; NaN stays where `values` has it. -> (n_replicates, n_query)"""
-    sizes = torch.tensor(outcomes.set_sizes)
-    one_size = len(set(outcomes.set_sizes)) == 1
+    if len(set(outcomes.set_sizes)) == 1:
+        found = _by_counts(predicted, gold, sets)
+    else:
+        found = _by_sorting(predicted, gold, sets, torch.tensor(outcomes.set_sizes))
+    return found.masked_fill(values.isnan(), math.nan)
+
+
+def _by_sorting(predicted: Tensor, gold: Tensor, sets: Tensor, sizes: Tensor) -> Tensor:
+    """Every row of positions is centered among sets of one size and ranked. -> (n_replicates, n_query)"""
     parts = []
     for part in torch.split(sets, max(1, _WORKING_ELEMENTS // predicted.numel())):
         x, y = (side[:, part].transpose(0, 1) for side in (predicted, gold))  # (b, n_query, n_sets)
-        if one_size:
-            parts.append(spearman(x, y))
-        else:
-            parts.append(
-                torch.stack([spearman(a, b, sizes[own].tolist()) for a, b, own in zip(x, y, part, strict=True)])
-            )
-    return torch.cat(parts).masked_fill(values.isnan(), math.nan)
+        parts.append(torch.stack([spearman(a, b, sizes[own].tolist()) for a, b, own in zip(x, y, part, strict=True)]))
+    return torch.cat(parts)
+
+
+def _by_counts(predicted: Tensor, gold: Tensor, sets: Tensor) -> Tensor:
+    """The same for sets of one size: how often each was drawn tells all ranks, and nothing is sorted."""
+    n_replicates, n_sets = sets.shape
+    counts = torch.zeros(n_replicates, n_sets, dtype=torch.float64)
+    counts.scatter_add_(1, sets, torch.ones_like(counts))
+    at_a_time = max(1, _WORKING_ELEMENTS // (n_sets * max(n_replicates, n_sets)))
+    parts = []
+    for x, y in zip(torch.split(predicted, at_a_time), torch.split(gold, at_a_time), strict=True):
+        x, y = _ranks_around_mean(x, counts), _ranks_around_mean(y, counts)
+        product, first, second = ((counts * a * b).sum(2) for a, b in ((x, y), (x, x), (y, y)))
+        parts.append((product / (first * second).sqrt()).clamp(-1, 1))
+    return torch.cat(parts).T
+
+
+def _ranks_around_mean(x: Tensor, counts: Tensor) -> Tensor:
+    """Average ranks less their mean, in samples that hold each of n numbers as often as `counts` says.
+
+    Args:
+        x: (n_query, n).
+        counts: (n_replicates, n), each row adding up to n.
+    Returns:
+        (n_query, n_replicates, n).
+    """
+    lower = torch.where(x[:, None] < x[:, :, None], 1.0, torch.where(x[:, None] == x[:, :, None], 0.5, 0.0))
+    return counts @ lower.double().transpose(1, 2) - x.shape[1] / 2
 
 
 def _summary(values: Tensor, replicates: Tensor, confidence: float) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from whence.checks import require_positive
 from whence.errors import DataError, InputError
 from whence.methods.inputs import Inputs
 from whence.task import Task, fingerprint, model_state, working_dtype
@@ -82,6 +83,20 @@ class Models:
         if self.checkpoints is None and dtype is not None:
             return self.inputs.query_gradients_in(dtype)
         return self.inputs.query_gradients_of(task, dtype)
+
+
+def rates_of(learning_rates: float | Sequence[float], n: int) -> list[float]:
+    """The learning rate of each of n checkpoints.
+
+    Raises:
+        InputError: Another number of them, or one that is not positive.
+    """
+    rates = list(learning_rates) if isinstance(learning_rates, Sequence) else [learning_rates] * n
+    if len(rates) != n:
+        raise InputError(f"`learning_rates` must be one number, or one for each of {n} checkpoints; got {len(rates)}.")
+    for k, rate in enumerate(rates):
+        require_positive(rate, f"learning_rates[{k}]")
+    return [float(rate) for rate in rates]
 
 
 def _listed(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

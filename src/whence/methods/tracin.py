@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 
-from whence.checks import require_positive
-from whence.errors import InputError
 from whence.gradients import loss_products
-from whence.methods.checkpoints import Checkpoint, Models
+from whence.methods.checkpoints import Checkpoint, Models, rates_of
 from whence.methods.inputs import Inputs
 from whence.methods.preset import Preset, Result
 from whence.methods.whole import whole
@@ -42,7 +40,7 @@ def tracin(
         Pruthi et al. (2020), arXiv:2002.08484, eq. (1), for checkpoints.
     """
     models = Models.of(inputs, [] if checkpoints is None else checkpoints)
-    rates = _rates(learning_rates, len(models))
+    rates = rates_of(learning_rates, len(models))
     total = torch.zeros(0)
     with stage("checkpoints", total=len(models), unit="checkpoints") as progress:
         for k, (task, rate) in enumerate(zip(models, rates, strict=True)):
@@ -52,15 +50,6 @@ def tracin(
             progress.advance()
     settings: dict[str, Any] = {"checkpoints": models.marks, "learning_rates": rates}
     return whole(inputs.orientation * total, settings)
-
-
-def _rates(learning_rates: float | Sequence[float], n: int) -> list[float]:
-    rates = list(learning_rates) if isinstance(learning_rates, Sequence) else [learning_rates] * n
-    if len(rates) != n:
-        raise InputError(f"`learning_rates` must be one number, or one for each of {n} checkpoints; got {len(rates)}.")
-    for k, rate in enumerate(rates):
-        require_positive(rate, f"learning_rates[{k}]")
-    return [float(rate) for rate in rates]
 
 
 TRACIN = Preset(

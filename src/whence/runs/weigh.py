@@ -41,8 +41,8 @@ from whence.weights import (
     ContributionStream,
     contributions_with,
     fit_weights,
-    gradient_norms,
     gradient_shards,
+    norms_with,
     stream_contributions,
 )
 
@@ -246,10 +246,15 @@ class _Plan:
             )
         return cls(begun, learning, groups, Inputs(begun.task, begun.train, asked), routes, rebuild)
 
+    def norms(self, method: str) -> Tensor:
+        """(n_train,) norms of what a method takes products of: train gradients, at its checkpoints where it has any."""
+        options = _options(self.begun.run.config, method)
+        return norms_with(self.asked, options) if "checkpoints" in options else self._norms
+
     @cached_property
-    def norms(self) -> Tensor:
-        """(n_train,) norms of the train gradients: one pass for all methods, where the first one asks."""
-        return gradient_norms(self.begun.task, self.begun.train)
+    def _norms(self) -> Tensor:
+        """At the final model: one pass for all methods, where the first one asks."""
+        return norms_with(self.asked, {})
 
 
 def _grouping(begun: Start) -> str | Grouping:
@@ -295,7 +300,7 @@ def _learn(plan: _Plan, method: str, outcomes: Outcomes | None) -> dict[str, Gro
     """All weightings of one method."""
     found = _learning_contributions(plan, method)
     how = learning_of(plan.begun.run.config.weigh)
-    weightings = how.weights(found, plan.norms if how.relative else None)
+    weightings = how.weights(found, plan.norms(method) if how.relative else None)
     if outcomes is not None:
         assert isinstance(found, Contributions)  # `_route` has refused others
         weightings[FEW_SHOT] = fit_weights(found, outcomes, towards=weightings["learned"])

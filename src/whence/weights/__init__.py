@@ -5,7 +5,7 @@ from whence.weights.by_group import Contributions, contributions, contributions_
 from whence.weights.learning import learn_weights
 from whence.weights.mixed import mixed_with_uniform
 from whence.weights.objective import self_supervised_loss
-from whence.weights.relative import gradient_norms, relative_to_norms
+from whence.weights.relative import gradient_norms, norms_with, relative_to_norms
 from whence.weights.robust import guarded, with_entropy_floor, without_hubs
 from whence.weights.shards import GradientShards, gradient_shards
 from whence.weights.solvers import SOLVERS
@@ -33,6 +33,7 @@ __all__ = [
     "learn_weights",
     "likeness",
     "mixed_with_uniform",
+    "norms_with",
     "relative_to_norms",
     "self_supervised_loss",
     "stability",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from whence.data import Examples
 from whence.errors import InputError, ShapeError
 from whence.gradients import loss_gradients
+from whence.methods import Inputs
+from whence.methods.checkpoints import Checkpoint, Models, rates_of
 from whence.task import Task
 from whence.weights.by_group import Contributions
 from whence.weights.stream import ContributionStream
@@ -19,13 +21,40 @@ from whence.weights.stream import ContributionStream
 Either = TypeVar("Either", Contributions, ContributionStream)
 
 
-def gradient_norms(task: Task, train: Examples) -> Tensor:
+def gradient_norms(
+    task: Task,
+    train: Examples,
+    *,
+    checkpoints: Sequence[Checkpoint] | None = None,
+    learning_rates: float | Sequence[float] = 1.0,
+) -> Tensor:
     """Norms (n_train,) of the loss gradients of train examples, over all parameters.
 
+    Args:
+        task: The final model.
+        train: The train set.
+        checkpoints: Those of a method that adds up over checkpoints, such as TracIn. The norm is then that of what it
+            takes products of: the gradients of all checkpoints, one after another, each times the square root of its
+            learning rate. The final model's alone would be wrong: what is fitted by then has hardly a gradient left,
+            but had one before.
+        learning_rates: One for all checkpoints, or one for each.
+    Raises:
+        DataError, InputError, NonFiniteError: A checkpoint, or the learning rates, as in `tracin`.
     Cost:
-        One pass of gradients.
+        One pass of gradients for each checkpoint.
     """
-    return torch.cat([rows.double().norm(dim=1).cpu() for _, rows in loss_gradients(task, train)])
+    models = Models.of(Inputs(task, train, train), checkpoints)
+    rates = rates_of(learning_rates, len(models))
+    squares = torch.zeros(len(train), dtype=torch.float64)
+    for model, rate in zip(models, rates, strict=True):
+        squares += rate * torch.cat([rows.double().square().sum(1).cpu() for _, rows in loss_gradients(model, train)])
+    return squares.sqrt()
+
+
+def norms_with(inputs: Inputs, options: Mapping[str, Any]) -> Tensor:
+    """`gradient_norms` for a method with these options, those that norms do not depend on among them."""
+    along = {name: options[name] for name in ("checkpoints", "learning_rates") if name in options}
+    return gradient_norms(inputs.task, inputs.train, **along)
 
 
 def relative_to_norms(found: Either, norms: Tensor) -> Either:
