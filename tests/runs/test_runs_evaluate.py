@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import whence
 from whence.errors import ConfigError, DamagedShardError, StoreError, StoreMismatchError
-from whence.evaluation import mislabel_auc
+from whence.evaluation import mislabel_aucs
 from whence.gold import reinitialized
 from whence.runs import run_evaluate, run_score, run_weigh
 from whence.runs.config import import_factory
@@ -188,8 +188,12 @@ def test_the_numbers_are_those_of_the_python_functions(finished):
     suspicion = {"self_influence": whence.self_influence(setup.task, setup.train)}
     for name, one in weights.items():
         suspicion[f"self_influence, {name}"] = whence.self_influence(setup.task, setup.train, weights=one)
-    areas = {name: list(mislabel_auc(values, flipped, **OPTIONS)) for name, values in suspicion.items()}
-    assert summary["mislabel_auc"] == areas
+    areas = mislabel_aucs(suspicion, flipped, **OPTIONS)
+    assert summary["mislabel_auc"] == areas.to_dict()
+    assert summary["mislabel_auc_differences"] == {
+        f"self_influence: {name} - uniform": areas.difference(f"self_influence, {name}", "self_influence")
+        for name in ("rms", "learned")
+    }
     table = pd.read_parquet(finished / "run" / "evaluation" / "suspects.parquet")
     assert list(table.columns) == ["id", "score", "given", *list(suspicion)[1:], "true"]
     assert table["id"].tolist() == list(range(20))

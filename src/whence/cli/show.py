@@ -138,6 +138,9 @@ def show_evaluate(result: EvaluateResult) -> Lines:
     if "mislabel_auc" in summary:
         rows = [[name, _interval(values)] for name, values in summary["mislabel_auc"].items()]
         lines += ["Wrong labels found (AUC).", *_table(rows), ""]
+        if differences := summary.get("mislabel_auc_differences"):
+            rows = [[name, _interval(values)] for name, values in differences.items()]
+            lines += ["Paired differences.", *_table(rows), ""]
     lines += [f"Not judged: {part}, since {why}." for part, why in summary["skipped"].items()]
     return [*lines, str(result.summary_path)]
 

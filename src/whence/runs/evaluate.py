@@ -20,7 +20,7 @@ from torch import Tensor
 
 from whence.data import Examples, random_kept_sets
 from whence.errors import DamagedShardError, StoreMismatchError
-from whence.evaluation import Lds, lds, mislabel_auc, reliability
+from whence.evaluation import Lds, MislabelAucs, lds, mislabel_aucs, reliability
 from whence.gold import reinitialized, retrain
 from whence.methods import self_influence
 from whence.progress import stage
@@ -106,7 +106,8 @@ def evaluate(
 
     lds: {label: [value, low, high]}, a label being "method" or "method, weights"; lds_differences likewise,
     "method: learned - uniform"; lds_ceiling: [value, low, high]; group_lds: {method: {group: [value, low, high]}};
-    mislabel_auc: {label: [value, low, high]}; skipped: {part: why}.
+    mislabel_auc: {label: [value, low, high]}; mislabel_auc_differences likewise, "self_influence: learned - uniform";
+    skipped: {part: why}.
     """
     config = begun.run.config
     summary: dict[str, Any] = {"name": config.name, "whence": whence_version(), "skipped": {}}
@@ -116,8 +117,9 @@ def evaluate(
     else:
         summary |= _lds(begun, scores, weighed, retrained_outcomes(begun, rebuild=rebuild))
     suspects, areas = _suspects(begun, weighed)
-    if areas:
-        summary["mislabel_auc"] = areas
+    if areas is not None:
+        summary["mislabel_auc"] = _finite_intervals(areas.to_dict())
+        summary["mislabel_auc_differences"] = _finite_intervals(_suspect_differences(areas))
     else:
         summary["skipped"]["mislabel_auc"] = "true labels are not known: let the factory return Setup(..., clean=...)"
     return summary, suspects
@@ -198,7 +200,7 @@ def _differences(found: Lds, weighed: Iterable[str]) -> dict[str, list[float]]:
 
 def _suspects(
     begun: Start, weighed: Mapping[str, Mapping[str, GroupWeights]]
-) -> tuple[pd.DataFrame, dict[str, list[float | None]]]:
+) -> tuple[pd.DataFrame, MislabelAucs | None]:
     """Self-influence (squared gradient norms) of all train examples, and how well it finds wrong labels."""
     plain = self_influence(begun.task, begun.train)
     table = pd.DataFrame({"id": list(begun.train.ids), "score": plain.tolist()})
@@ -212,13 +214,19 @@ def _suspects(
     for name in list(values)[1:]:
         table[name] = values[name].tolist()
     if begun.setup.clean is None or given is None:
-        return table, {}
+        return table, None
     table["true"] = begun.setup.clean.tolist()
     flipped = given != begun.setup.clean.to(given)
     if bool(flipped.all()) or not bool(flipped.any()):
-        return table, {}
-    options = {"confidence": begun.run.config.evaluate.confidence, "n_bootstrap": begun.run.config.evaluate.n_bootstrap}
-    return table, {name: _finite(mislabel_auc(v, flipped, **options)) for name, v in values.items()}  # type: ignore[arg-type]
+        return table, None
+    chosen = begun.run.config.evaluate
+    return table, mislabel_aucs(values, flipped, confidence=chosen.confidence, n_bootstrap=chosen.n_bootstrap)
+
+
+def _suspect_differences(found: MislabelAucs) -> dict[str, list[float]]:
+    """Weighted against unweighted, on the same flipped and clean examples."""
+    plain, *weighted = found.replicates
+    return {f"{plain}: {name.removeprefix(f'{plain}, ')} - uniform": found.difference(name, plain) for name in weighted}
 
 
 def labels_of(task: Task, train: Examples) -> Tensor | None:
