@@ -22,8 +22,8 @@ def solve_nnls(problem: Objective, *, max_rounds: int = 50) -> Solution:
 
     For fixed sets a stationary point of the mean over queries of (a_q . x) / sqrt(x^T B_q x) solves B x = a with
     a = mean(a_q / |t_q|), B = mean((rho_q / mean rho) B_q / |t_q|^2), rho_q = (a_q . x) / |t_q|, up to the scale of x;
-    with x >= 0 that is a non-negative least-squares problem. A step that would raise the loss, because sets or norms
-    change on the way, is halved: the loss never rises.
+    with x >= 0 that is a non-negative least-squares problem. A step that would raise the loss for these sets, because
+    norms change on the way, is halved; new sets can only lower it: the loss never rises.
 
     Args:
         problem: Contributions of the learning queries.
@@ -32,42 +32,50 @@ def solve_nnls(problem: Objective, *, max_rounds: int = 50) -> Solution:
         The best weights met. Where no group points at its own top-k sets (all a_j <= 0) the start is returned, which
         with RMS normalisation are the RMS weights, and the facts say so.
     Cost:
-        Per round a product of all contributions with a vector, and one n_groups x n_groups problem.
+        Per round one ranking of all scores, and one n_groups x n_groups problem.
     Reference:
         The objective is that of Li et al. (2026), arXiv:2506.05647; this solver is worked out here.
     """
     require_count(max_rounds, "max_rounds")
     x = problem.start()
-    loss = problem.loss(problem.weights(x))
+    top = problem.top_means(x)
     facts: dict[str, Any] = {}
     for done in range(max_rounds):
         facts = {"rounds": done}
-        target = _best_for_sets(problem, x)
+        target = _best_for_sets(problem.gram, top, x)
         if target is None and done == 0:
             facts["note"] = "no group supports the top-k sets (all a_j <= 0): the weights are those of the start"
-        moved = None if target is None else _descend(problem, x, target, loss)
+        moved = None if target is None else _descend(problem.gram, top, x, target)
         if moved is None:
             break
-        gain = loss - moved[1]
-        x, loss = moved
-        if gain < TOLERANCE * abs(loss):
+        before, x = loss_for_sets(problem.gram, top, x), moved
+        top = problem.top_means(x)
+        if before - loss_for_sets(problem.gram, top, x) < TOLERANCE * abs(before):
             break
     else:
         facts = {"rounds": max_rounds, "note": f"the loss was still falling after {max_rounds} rounds"}
     return Solution(problem.weights(x), facts)
 
 
-def _best_for_sets(problem: Objective, x: Tensor) -> Tensor | None:
+def loss_for_sets(gram: Tensor, top: Tensor, x: Tensor) -> float:
+    """Loss of scaled weights x as long as the top-k sets are those of `top`, the means a_q (n_query, n_groups).
+
+    With its own sets the loss of x is this or lower: they have the highest mean score.
+    """
+    size = norms(gram, x)
+    return float((-(top @ x) / torch.where(size > 0, size, 1.0)).mean())
+
+
+def _best_for_sets(gram: Tensor, top: Tensor, x: Tensor) -> Tensor | None:
     """Non-negative weights (sum 1) that solve the pooled problem at x; None where there is no positive solution."""
-    top = problem.top_means(x)
-    size = norms(problem.gram, x)
+    size = norms(gram, x)
     inverse = torch.where(size > 0, 1 / size, 0.0)  # a query without scores counts for nothing
     # A query whose top-k mean is negative pulls with negative curvature: without it the problem stays convex.
     rho = (top @ x * inverse).clamp_min(0)
     if float(rho.sum()) <= 0:
         return None
     a = inverse @ top
-    b = ((rho / rho.sum() * inverse.square()) @ problem.gram.flatten(1)).reshape(len(x), -1)
+    b = ((rho / rho.sum() * inverse.square()) @ gram.flatten(1)).reshape(len(x), -1)
     if bool((a <= 0).all()):
         return None
     found = non_negative_least_squares(b, a)
@@ -89,11 +97,11 @@ def non_negative_least_squares(b: Tensor, a: Tensor) -> Tensor:
     return torch.from_numpy(solution) / unit
 
 
-def _descend(problem: Objective, x: Tensor, target: Tensor, loss: float) -> tuple[Tensor, float] | None:
-    """Weights and loss after the longest of the steps 1, 1/2, 1/4, ... to the target that lowers the loss, if any."""
+def _descend(gram: Tensor, top: Tensor, x: Tensor, target: Tensor) -> Tensor | None:
+    """Weights after the longest of the steps 1, 1/2, 1/4, ... to the target that lowers the loss for these sets."""
+    loss = loss_for_sets(gram, top, x)
     for halving in range(HALVINGS):
         candidate = torch.lerp(x, target, 0.5**halving)
-        found = problem.loss(problem.weights(candidate))
-        if found < loss:
-            return candidate, found
+        if loss_for_sets(gram, top, candidate) < loss:
+            return candidate
     return None
