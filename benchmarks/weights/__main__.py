@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.weights.benches import BENCHES
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", choices=BENCHES)
     parser.add_argument("--size", choices=SIZES, default="full", help="tiny: seconds, to see that everything runs")
+    parser.add_argument("--queries", type=int, help="that judge; default that of the size")
     parser.add_argument("--engine", choices=ENGINES, default=ENGINE, help="of the trainings")
     parser.add_argument("--out", type=Path, help="default benchmarks/results/weights.json or weights-BENCH.json")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-weights"), help="stored trainings")
@@ -35,7 +37,10 @@ def main(arguments: list[str] | None = None) -> None:
     if given.bench is None:
         result = overview(given.work)
     else:
-        result = run_bench(BENCHES[given.bench], SIZES[given.size], given.work, given.engine)
+        size = SIZES[given.size]
+        if given.queries is not None:
+            size = replace(size, evaluation_queries=given.queries)
+        result = run_bench(BENCHES[given.bench], size, given.work, given.engine)
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(out)
 

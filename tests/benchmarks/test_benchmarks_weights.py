@@ -152,6 +152,9 @@ def test_the_command_writes_the_bench(tmp_path: Any, monkeypatch: pytest.MonkeyP
     words = ["--bench", "adult", "--size", "tiny", "--engine", "stacked", "--out", str(out), "--work", str(tmp_path)]
     command.main(words)
     assert json.loads(out.read_text()) == {"given": ["adult", True]}
+    asked = (replace(TINY, evaluation_queries=3), tmp_path, "stacked")
+    command.main([*words, "--queries", "3"])
+    assert json.loads(out.read_text()) == {"given": ["adult", True]}
 
 
 def test_without_a_bench_it_is_the_overview(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,8 @@ from whence.weights import SOLVERS, Contributions, learn_weights, learning, self
 from whence.weights.objective import WeightProblem, norms
 from whence.weights.solvers import adamw
 from whence.weights.solvers.adamw import gram_loss, score_loss, solve_adamw
-from whence.weights.solvers.nnls import _best_for_sets as best_for_sets
+from whence.weights.solvers.nnls import _at as at
 from whence.weights.solvers.nnls import _descend as descend
-from whence.weights.solvers.nnls import loss_for_sets
 
 F64 = torch.float64
 # Sums of some hundred float64 products in another order.
@@ -230,26 +229,32 @@ def test_the_closed_form_is_never_worse_than_its_start(seed, center, normalise):
 
 def test_a_step_that_goes_too_far_is_halved():
     problem = WeightProblem(synthetic(0), k=10)
-    start, gram = problem.start(), problem.gram
-    top = problem.top_means(start)
-    way = best_for_sets(gram, top, start) - start
-    loss = loss_for_sets(gram, top, start)
-    lower = {f: loss_for_sets(gram, top, start + f * way) < loss for f in (64, 32, 16, 8, 4, 2, 1)}
+    loss = problem.loss(problem.weights(problem.start()))
+    best = learned(synthetic(0)) / problem.scale
+    way = best / best.sum() - problem.start()
+    lower = {
+        factor: problem.loss(problem.weights(problem.start() + factor * way)) < loss
+        for factor in (64, 32, 16, 8, 4, 2, 1)
+    }
     first = next(factor for factor, is_lower in lower.items() if is_lower)
     assert first < 64  # the whole step is too long
-    assert_close(descend(gram, top, start, start + 64 * way), start + first * way, **ROUNDED)
+    x, top, found = descend(problem, problem.start(), problem.start() + 64 * way, loss)
+    assert_close(x, problem.start() + first * way, **ROUNDED)
+    assert_close(found, problem.loss(problem.weights(x)))
+    assert_close(top, problem.top_means(x))
+    best_loss = problem.loss(problem.weights(problem.start() + way))
     # From the best back to the start it is uphill, however short the step.
-    assert descend(gram, problem.top_means(start + way), start + way, start) is None
+    assert descend(problem, problem.start() + way, problem.start(), best_loss) is None
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("center", [False, True])
-def test_own_sets_have_the_lowest_loss(center, two_sided):
+def test_one_ranking_gives_sets_and_loss(center, two_sided):
     problem = WeightProblem(synthetic(1), k=10, center=center, two_sided=two_sided)
-    for x, y in zip(normal(20, 8).abs(), normal(20, 8, seed=1).abs(), strict=True):
-        own = loss_for_sets(problem.gram, problem.top_means(x), x)
-        assert_close(own, problem.loss(problem.weights(x)), **ROUNDED)
-        assert own < loss_for_sets(problem.gram, problem.top_means(y), x)
+    for x in normal(20, 8).abs():
+        top, loss = at(problem, x)
+        assert_close(loss, problem.loss(problem.weights(x)), **ROUNDED)
+        assert_close(top, problem.top_means(x), rtol=0, atol=0)
 
 
 def slope_at(weights, values, k=10):

@@ -22,8 +22,8 @@ def solve_nnls(problem: Objective, *, max_rounds: int = 50) -> Solution:
 
     For fixed sets a stationary point of the mean over queries of (a_q . x) / sqrt(x^T B_q x) solves B x = a with
     a = mean(a_q / |t_q|), B = mean((rho_q / mean rho) B_q / |t_q|^2), rho_q = (a_q . x) / |t_q|, up to the scale of x;
-    with x >= 0 that is a non-negative least-squares problem. A step that would raise the loss for these sets, because
-    norms change on the way, is halved; new sets can only lower it: the loss never rises.
+    with x >= 0 that is a non-negative least-squares problem. A step that would raise the loss, because sets or norms
+    change on the way, is halved: the loss never rises.
 
     Args:
         problem: Contributions of the learning queries.
@@ -32,38 +32,35 @@ def solve_nnls(problem: Objective, *, max_rounds: int = 50) -> Solution:
         The best weights met. Where no group points at its own top-k sets (all a_j <= 0) the start is returned, which
         with RMS normalisation are the RMS weights, and the facts say so.
     Cost:
-        Per round one ranking of all scores, and one n_groups x n_groups problem.
+        Per step tried one ranking of all scores, and per round one n_groups x n_groups problem.
     Reference:
         The objective is that of Li et al. (2026), arXiv:2506.05647; this solver is worked out here.
     """
     require_count(max_rounds, "max_rounds")
     x = problem.start()
-    top = problem.top_means(x)
+    top, loss = _at(problem, x)
     facts: dict[str, Any] = {}
     for done in range(max_rounds):
         facts = {"rounds": done}
         target = _best_for_sets(problem.gram, top, x)
         if target is None and done == 0:
             facts["note"] = "no group supports the top-k sets (all a_j <= 0): the weights are those of the start"
-        moved = None if target is None else _descend(problem.gram, top, x, target)
+        moved = None if target is None else _descend(problem, x, target, loss)
         if moved is None:
             break
-        before, x = loss_for_sets(problem.gram, top, x), moved
-        top = problem.top_means(x)
-        if before - loss_for_sets(problem.gram, top, x) < TOLERANCE * abs(before):
+        before = loss
+        x, top, loss = moved
+        if before - loss < TOLERANCE * abs(before):
             break
     else:
         facts = {"rounds": max_rounds, "note": f"the loss was still falling after {max_rounds} rounds"}
     return Solution(problem.weights(x), facts)
 
 
-def loss_for_sets(gram: Tensor, top: Tensor, x: Tensor) -> float:
-    """Loss of scaled weights x as long as the top-k sets are those of `top`, the means a_q (n_query, n_groups).
-
-    With its own sets the loss of x is this or lower: they have the highest mean score.
-    """
-    size = norms(gram, x)
-    return float((-(top @ x) / torch.where(size > 0, size, 1.0)).mean())
+def _at(problem: Objective, x: Tensor) -> tuple[Tensor, float]:
+    """a_q (n_query, n_groups) of the top-k sets of scaled weights x, and the loss: one ranking gives both."""
+    top, size = problem.top_means(x), norms(problem.gram, x)
+    return top, float((-(top @ x) / torch.where(size > 0, size, 1.0)).mean())
 
 
 def _best_for_sets(gram: Tensor, top: Tensor, x: Tensor) -> Tensor | None:
@@ -97,11 +94,11 @@ def non_negative_least_squares(b: Tensor, a: Tensor) -> Tensor:
     return torch.from_numpy(solution) / unit
 
 
-def _descend(gram: Tensor, top: Tensor, x: Tensor, target: Tensor) -> Tensor | None:
-    """Weights after the longest of the steps 1, 1/2, 1/4, ... to the target that lowers the loss for these sets."""
-    loss = loss_for_sets(gram, top, x)
+def _descend(problem: Objective, x: Tensor, target: Tensor, loss: float) -> tuple[Tensor, Tensor, float] | None:
+    """Weights, a_q and loss after the longest of the steps 1, 1/2, 1/4, ... to the target that lowers the loss."""
     for halving in range(HALVINGS):
         candidate = torch.lerp(x, target, 0.5**halving)
-        if loss_for_sets(gram, top, candidate) < loss:
-            return candidate
+        top, found = _at(problem, candidate)
+        if found < loss:
+            return candidate, top, found
     return None
