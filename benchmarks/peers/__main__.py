@@ -4,8 +4,8 @@
 
 The tools are installed in an environment of their own (`benchmarks/peers/install.sh`). Each run is a process that
 reads the saved problem; ours and the peers' take turns. Interrupted, the same command continues with the runs that are
-missing. A tool that cannot do a method, or fails, is listed with its error. A ratio above 1 says that the tool took
-more CPU seconds than we did.
+missing, and a JSON that is there already keeps its other methods and tools. A tool that cannot do a method, or fails,
+is listed with its error. A ratio above 1 says that the tool took more CPU seconds than we did.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers import problems
-from benchmarks.peers.compare import OURS, Entry, Runner, agreement, by_method, entry_of, ratio
+from benchmarks.peers.compare import OURS, Entry, Runner, agreement, by_method, entry_of, merged, ratio
 from benchmarks.peers.measure import LINEAR, base_method
 from whence.runs.machine import machine
 
@@ -133,6 +133,20 @@ def chosen(all_of: tuple[str, ...], asked: list[str] | None, what: str) -> tuple
     return all_of if asked is None else tuple(name for name in all_of if name in asked)
 
 
+def earlier(out: Path, task: str, threads: int) -> dict[str, Any] | None:
+    """What an earlier call wrote there: its other methods and tools are kept. None where there is nothing.
+
+    Raises:
+        SystemExit: It is of another task or number of threads.
+    """
+    if not out.exists():
+        return None
+    found: dict[str, Any] = json.loads(out.read_text())
+    if (found["task"], found["threads"]) != (task, threads):
+        raise SystemExit(f"{out} is of {found['task']} with {found['threads']} threads: choose another --out.")
+    return found
+
+
 def main() -> None:
     """Parse, run, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,6 +161,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/peers"), help="finished runs are kept here")
     parser.add_argument("--retry-errors", action="store_true", help="run again what ended in an error")
     args = parser.parse_args()
+    known = earlier(args.out, args.task, args.threads)
     torch.set_num_threads(args.threads)
     problem_dir = args.work / args.task / "problem"
     problems.build(args.task, problem_dir)
@@ -167,7 +182,7 @@ def main() -> None:
         "machine": machine(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    args.out.write_text(json.dumps(merged(known, result), indent=1) + "\n")
     print(args.out)
 
 

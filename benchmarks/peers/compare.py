@@ -176,3 +176,25 @@ def by_method(
     return {
         method: {peer: compute(method, peer) for peer, entries in peers.items() if method in entries} for method in ours
     }
+
+
+def merged(known: Mapping[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """A new result with the methods and tools of an earlier one that it lacks; ratios anew from what then stands there.
+
+    Args:
+        known: Earlier result of the same task and threads; None for none.
+        new: Wins where both have an entry; so do its settings, versions and machine.
+    """
+    if known is None:
+        return new
+    peers = [*known["peers"], *(peer for peer in new["peers"] if peer not in known["peers"])]
+    ours = {**known["ours"], **new["ours"]}
+    theirs = {peer: {**known["peers"].get(peer, {}), **new["peers"].get(peer, {})} for peer in peers}
+    agree = {m: {**known["agreement"].get(m, {}), **new["agreement"].get(m, {})} for m in ours}
+    return {
+        **new,
+        "ours": ours,
+        "peers": theirs,
+        "ratio": by_method(ours, theirs, lambda m, p: ratio(ours[m], theirs[p][m])),
+        "agreement": agree,
+    }

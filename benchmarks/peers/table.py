@@ -12,8 +12,8 @@ def peers_section(task: str, result: dict[str, Any]) -> list[str]:
     lines = [
         f"## Beside other tools: {task}",
         "",
-        f"CPU seconds of fit and score on {result['threads']} thread(s), medians of {result['repeats']}, same model, "
-        "data and threads, runs of ours and theirs in turn. Ratio: their seconds over ours for as many queries. "
+        f"CPU seconds of fit and score on {result['threads']} thread(s), medians of {_runs(result)} runs, same "
+        "model, data and threads, runs of ours and theirs in turn. Ratio: their seconds over ours for as many queries. "
         "Agreement: Pearson of their scores with ours over all pairs; 1 says that the same quantity is compared.",
         "",
         "| method | tool | fit | score | queries | peak MiB | ratio | agreement | |",
@@ -27,6 +27,13 @@ def peers_section(task: str, result: dict[str, Any]) -> list[str]:
                 agreement = (result["agreement"].get(method, {}).get(peer) or {}).get("pearson")
                 lines.append(_row(method, peer, entries[method], ratio, agreement))
     return [*lines, ""]
+
+
+def _runs(result: dict[str, Any]) -> str:
+    """How many runs there are of a method of a tool, "3 to 5" where that differs."""
+    entries = [result["ours"], *result["peers"].values()]
+    counts = {len(entry["runs"]) for tool in entries for entry in tool.values() if entry["error"] is None}
+    return " to ".join(str(n) for n in sorted({min(counts), max(counts)})) if counts else "no"
 
 
 def _row(method: str, tool: str, entry: dict[str, Any], ratio: float | None, agreement: float | None) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import compare, measure
-from benchmarks.peers.compare import OURS, Entry, Runner, agreement, by_method, correlation, entry_of, ratio
+from benchmarks.peers.compare import OURS, Entry, Runner, agreement, by_method, correlation, entry_of, merged, ratio
+from benchmarks.peers.table import peers_section
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
@@ -225,6 +226,48 @@ def test_shape_of_the_json(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> N
     assert found["peers"]["two"]["grad_dot"]["error"] == "ImportError: x"
     assert found["peers"]["one"]["grad_dot"]["note"] == "differs"
     json.dumps(found, allow_nan=False)
+
+
+def result_with(ours: dict[str, float], peers: dict[str, dict[str, float]], **more: Any) -> dict[str, Any]:
+    """A result with one run of so many seconds of each method."""
+    entries = {m: entry_of([run_of(score=s)]) for m, s in ours.items()}
+    theirs = {p: {m: entry_of([run_of(score=s)]) for m, s in of.items()} for p, of in peers.items()}
+    agree = {m: {p: {"pearson": s} for p, of in peers.items() for n, s in of.items() if n == m} for m in ours}
+    return {"task": "mlp", "threads": 1, "ours": entries, "peers": theirs, "ratio": {}, "agreement": agree, **more}
+
+
+def test_a_later_call_keeps_other_methods_and_tools() -> None:
+    known = result_with({"a": 2.0, "b": 4.0}, {"one": {"a": 6.0, "b": 8.0}, "two": {"a": 10.0}}, machine="old")
+    new = result_with({"a": 1.0}, {"one": {"a": 7.0}, "three": {"a": 9.0}}, machine="new")
+    found = merged(known, new)
+    each = entry_of([run_of(score=4.0)])
+    fit = each["cpu_fit_s"]
+    assert found["ratio"] == {
+        "a": {peer: pytest.approx((fit + 2 * s) / (fit + 2)) for peer, s in (("one", 7), ("two", 10), ("three", 9))},
+        "b": {"one": pytest.approx((fit + 16) / (fit + 8))},
+    }
+    assert found["ours"]["b"] == each
+    assert found["agreement"]["a"] == {"one": {"pearson": 7.0}, "two": {"pearson": 10.0}, "three": {"pearson": 9.0}}
+    assert found["machine"] == "new"
+    assert merged(None, new) is new
+
+
+def test_results_of_another_task_are_not_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    assert command.earlier(out, "mlp", 1) is None
+    out.write_text(json.dumps(result_with({}, {})))
+    assert command.earlier(out, "mlp", 1) == result_with({}, {})
+    for task, threads in (("cnn", 1), ("mlp", 2)):
+        with pytest.raises(SystemExit, match="is of mlp with 1 threads"):
+            command.earlier(out, task, threads)
+
+
+def test_the_table_says_how_many_runs_there_are() -> None:
+    result = result_with({"a": 1.0}, {"one": {"a": 2.0}})
+    assert "medians of 1 runs" in "".join(peers_section("mlp", result))
+    result["ours"]["a"] = entry_of([run_of()] * 5)
+    result["peers"]["one"]["b"] = {"error": "no", "runs": []}
+    assert "medians of 1 to 5 runs" in "".join(peers_section("mlp", result))
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
