@@ -179,7 +179,10 @@ def by_method(
 
 
 def merged(known: Mapping[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
-    """A new result with the methods and tools of an earlier one that it lacks; ratios anew from what then stands there.
+    """A new result with the methods and tools of an earlier one that it lacks.
+
+    Ratios are of runs that took turns: those of a pair of ours and theirs that was not run again stay as they were,
+    though seconds of ours that were measured again stand beside them.
 
     Args:
         known: Earlier result of the same task and threads; None for none.
@@ -190,11 +193,7 @@ def merged(known: Mapping[str, Any] | None, new: dict[str, Any]) -> dict[str, An
     peers = [*known["peers"], *(peer for peer in new["peers"] if peer not in known["peers"])]
     ours = {**known["ours"], **new["ours"]}
     theirs = {peer: {**known["peers"].get(peer, {}), **new["peers"].get(peer, {})} for peer in peers}
-    agree = {m: {**known["agreement"].get(m, {}), **new["agreement"].get(m, {})} for m in ours}
-    return {
-        **new,
-        "ours": ours,
-        "peers": theirs,
-        "ratio": by_method(ours, theirs, lambda m, p: ratio(ours[m], theirs[p][m])),
-        "agreement": agree,
+    pairs = {
+        part: {m: {**known[part].get(m, {}), **new[part].get(m, {})} for m in ours} for part in ("ratio", "agreement")
     }
+    return {**new, "ours": ours, "peers": theirs, **pairs}

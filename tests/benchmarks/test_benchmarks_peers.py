@@ -233,20 +233,18 @@ def result_with(ours: dict[str, float], peers: dict[str, dict[str, float]], **mo
     entries = {m: entry_of([run_of(score=s)]) for m, s in ours.items()}
     theirs = {p: {m: entry_of([run_of(score=s)]) for m, s in of.items()} for p, of in peers.items()}
     agree = {m: {p: {"pearson": s} for p, of in peers.items() for n, s in of.items() if n == m} for m in ours}
-    return {"task": "mlp", "threads": 1, "ours": entries, "peers": theirs, "ratio": {}, "agreement": agree, **more}
+    ratios = {m: {p: seconds["pearson"] / ours[m] for p, seconds in of.items()} for m, of in agree.items()}
+    return {"task": "mlp", "threads": 1, "ours": entries, "peers": theirs, "ratio": ratios, "agreement": agree, **more}
 
 
 def test_a_later_call_keeps_other_methods_and_tools() -> None:
     known = result_with({"a": 2.0, "b": 4.0}, {"one": {"a": 6.0, "b": 8.0}, "two": {"a": 10.0}}, machine="old")
     new = result_with({"a": 1.0}, {"one": {"a": 7.0}, "three": {"a": 9.0}}, machine="new")
     found = merged(known, new)
-    each = entry_of([run_of(score=4.0)])
-    fit = each["cpu_fit_s"]
-    assert found["ratio"] == {
-        "a": {peer: pytest.approx((fit + 2 * s) / (fit + 2)) for peer, s in (("one", 7), ("two", 10), ("three", 9))},
-        "b": {"one": pytest.approx((fit + 16) / (fit + 8))},
-    }
-    assert found["ours"]["b"] == each
+    # 10 / 2 stays: "two" was not run beside our new seconds.
+    assert found["ratio"] == {"a": {"one": 7.0, "two": 5.0, "three": 9.0}, "b": {"one": 2.0}}
+    assert found["ours"] == {"a": entry_of([run_of(score=1.0)]), "b": entry_of([run_of(score=4.0)])}
+    assert found["peers"]["two"]["a"] == entry_of([run_of(score=10.0)])
     assert found["agreement"]["a"] == {"one": {"pearson": 7.0}, "two": {"pearson": 10.0}, "three": {"pearson": 9.0}}
     assert found["machine"] == "new"
     assert merged(None, new) is new
