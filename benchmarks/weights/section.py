@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.weights.fixed import WEIGHTINGS
+from benchmarks.weights.fixed import SIZES, WEIGHTINGS
 
 Cell = list[float | None]  # value, low, high; None where undefined
 TITLE = "## Learned weights on {bench}"
@@ -59,8 +59,13 @@ def _setting(result: dict[str, Any]) -> str:
         f"{fixed['normalise']}); `relative` learns on contributions divided by the norms of train gradients and is "
         f"mixed with uniform weights; `few_shot` also sees {size['few_shot_sets']} kept sets that judge nothing. "
         f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. "
-        f"`python -m benchmarks.weights --bench {result['bench']}`."
+        f"`python -m benchmarks.weights --bench {result['bench']}{_queries(settings['evaluation_queries'])}`."
     )
+
+
+def _queries(n: int) -> str:
+    """The option that it was run with."""
+    return "" if n == SIZES["full"].evaluation_queries else f" --queries {n}"
 
 
 def _trust(result: dict[str, Any]) -> str:
