@@ -27,11 +27,13 @@ CASES = {
     "adult-one-epoch": "as before, one epoch and more gold seeds",
     "credit_default": "stands in for FICO",
     "credit_default-some-queries": "fewer queries, with the methods that cost most",
+    "credit_default-long": "as before, more epochs",
     "energy-adam": "further training by Adam",
     "concrete-adam": "further training by Adam",
     "fashion_mnist": "ResNet-9 of width 8 with group norm on 2,000 pictures; 24 of them left out",
     "sst2": "four-layer encoder, 1,000 sentences; 24 of them left out",
     "sst2-adam": "four-layer encoder, 1,000 sentences; 24 of them left out, further training by AdamW",
+    "sst2_minilm": "last layer of a pre-trained MiniLM, 500 sentences; 16 of them left out",
     "sst2_minilm-adam": "last layer of a pre-trained MiniLM, 500 sentences; 16 of them left out, by AdamW",
     "energy-retrained": "training from scratch instead of further training",
 }
