@@ -14,7 +14,7 @@ from benchmarks.peers.table import peers_section
 from benchmarks.published import PUBLISHED, PUBLISHED_FIGURES, PublishedFigures
 from benchmarks.unrolled import init_section
 from benchmarks.weights.figures import write_figure
-from benchmarks.weights.section import weighting_sections
+from benchmarks.weights.section import bench_section
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -382,9 +382,10 @@ def main() -> None:
     weights = RESULTS / "weights.json"
     if weights.is_file():
         lines += weights_section(json.loads(weights.read_text()))
-    lines += weighting_sections(RESULTS)
     for path in sorted(RESULTS.glob("weights-*.json")):
-        write_figure(json.loads(path.read_text()), PAGE.parent)
+        bench = json.loads(path.read_text())
+        lines += bench_section(bench)
+        write_figure(bench, PAGE.parent)
     unrolled = RESULTS / "unrolled.json"
     if unrolled.is_file():
         found = json.loads(unrolled.read_text())

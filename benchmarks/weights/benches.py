@@ -137,6 +137,8 @@ def along_recipe(form: str = "auto") -> Callable[[Trained], dict[str, Any]]:
 DEFAULTS = plain()
 # `dim` is not far below the number of train examples here: a ridge keeps the inverse from being noise.
 TRAK = plain(dim=512, ridge=Damping.relative(0.1))
+PICTURES = {"grad_dot": DEFAULTS, "tracin": along_training, "trak": TRAK, "logra": DEFAULTS, "ekfac": DEFAULTS}
+RESNET9 = Recipe(lr=0.02, batch_size=25, epochs=6, momentum=0.9, schedule="cosine")
 
 
 # --- data and networks ------------------------------------------------------------------------------------------------
@@ -221,8 +223,8 @@ BENCHES = {
             lambda: halves(load("fashion_mnist", n_train=1000, n_test=1000)),
             seeded(lambda: ResNet9(1, 10, 8)),
             Task.classification,
-            Recipe(lr=0.02, batch_size=25, epochs=6, momentum=0.9, schedule="cosine"),
-            {"grad_dot": DEFAULTS, "tracin": along_training, "trak": TRAK, "logra": DEFAULTS, "ekfac": DEFAULTS},
+            RESNET9,
+            PICTURES,
             elsewhere=("MNIST", lambda: halves(load("mnist", n_train=1000, n_test=1000))),
         ),
         Bench(
@@ -232,7 +234,7 @@ BENCHES = {
             seeded(lambda: VisionTransformer(3, 10, 32)),
             Task.classification,
             Recipe(lr=2e-3, batch_size=64, epochs=8, optimizer="adamw", schedule="cosine"),
-            {"grad_dot": DEFAULTS, "tracin": along_training, "trak": TRAK, "logra": DEFAULTS, "ekfac": DEFAULTS},
+            PICTURES,
         ),
         Bench(
             "cifar10_jpeg",
@@ -240,8 +242,8 @@ BENCHES = {
             lambda: halves(load("cifar10", version="jpeg", n_train=1000, n_test=1000)),
             seeded(lambda: ResNet9(3, 10, 8)),
             Task.classification,
-            Recipe(lr=0.02, batch_size=25, epochs=6, momentum=0.9, schedule="cosine"),
-            {"grad_dot": DEFAULTS, "tracin": along_training, "trak": TRAK, "logra": DEFAULTS, "ekfac": DEFAULTS},
+            RESNET9,
+            PICTURES,
         ),
         Bench(
             "gpt2",

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from benchmarks.weights.fixed import SIZES, WEIGHTINGS
 
 Cell = list[float | None]  # value, low, high; None where undefined
 TITLE = "## Learned weights on {bench}"
-
-
-def weighting_sections(folder: Path) -> list[str]:
-    """One section for each `weights-BENCH.json` in a folder."""
-    paths = sorted(folder.glob("weights-*.json"))
-    return [line for path in paths for line in bench_section(json.loads(path.read_text()))]
 
 
 def figure_of(result: dict[str, Any]) -> str:

@@ -227,3 +227,13 @@ def norms(gram: Tensor, x: Tensor) -> Tensor:
     """(n_query,) norms of the scores of scaled weights x, from the matrices B_q (n_query, n_groups, n_groups)."""
     # Products with a vector read the matrices once; `einsum` of three would copy them.
     return ((gram.flatten(0, 1) @ x).reshape(gram.shape[:2]) @ x).clamp_min(0).sqrt()
+
+
+def loss_for_sets(gram: Tensor, top: Tensor, x: Tensor) -> Tensor:
+    """Mean loss of weights x from the mean contributions of the top-k sets, `top` (n_query, n_groups), and B_q.
+
+    All three in scaled units, or all in raw ones. A query without scores has a loss of 0.
+    """
+    size = norms(gram, x)
+    loss: Tensor = -(top @ x / torch.where(size > 0, size, 1.0)).mean()
+    return loss

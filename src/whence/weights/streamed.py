@@ -19,7 +19,7 @@ from torch import Tensor
 from whence.errors import InputError, NumericalError
 from whence.progress import stage
 from whence.weights.candidates import Candidates, Found, Strongest
-from whence.weights.objective import Normalise, Objective, check_settings, norms
+from whence.weights.objective import Normalise, Objective, check_settings, loss_for_sets
 from whence.weights.search import Known, Search, Seen, Tried
 from whence.weights.solvers.nnls import solve_nnls
 from whence.weights.stream import ContributionStream
@@ -240,9 +240,7 @@ class StreamedProblem(Objective):
 
     def loss(self, weights: Tensor) -> float:
         """As in `Objective`."""
-        signal = self._signal(weights) @ weights
-        size = norms(self._raw_gram, weights)
-        return float((-signal / torch.where(size > 0, size, 1.0)).mean())
+        return float(loss_for_sets(self._raw_gram, self._signal(weights), weights))
 
     def centered(self, queries: Tensor) -> Tensor:
         """Not to be had.

@@ -12,7 +12,7 @@ from torch import Tensor
 from whence.checks import look_up, require_count, require_positive
 from whence.errors import InputError
 from whence.rng import torch_generator
-from whence.weights.objective import Objective, norms, self_supervised_loss
+from whence.weights.objective import Objective, loss_for_sets, self_supervised_loss
 from whence.weights.solvers.solution import Solution
 
 BatchLoss = Callable[[Objective, Tensor, Tensor], Tensor]  # problem, x (n_groups,), positions of queries -> scalar
@@ -142,10 +142,7 @@ def _batches(n_query: int, batch_size: int, steps: int, seed: int) -> list[Tenso
 
 def gram_loss(problem: Objective, x: Tensor, queries: Tensor) -> Tensor:
     """Mean loss of some queries with norms from the Gram matrices."""
-    top = problem.top_means(x, queries)
-    size = norms(problem.gram[queries], x)
-    loss: Tensor = -(top @ x / torch.where(size > 0, size, 1.0)).mean()
-    return loss
+    return loss_for_sets(problem.gram[queries], problem.top_means(x, queries), x)
 
 
 def score_loss(problem: Objective, x: Tensor, queries: Tensor) -> Tensor:

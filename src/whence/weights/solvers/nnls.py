@@ -9,7 +9,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from whence.checks import require_count
-from whence.weights.objective import Objective, norms
+from whence.weights.objective import Objective, loss_for_sets, norms
 from whence.weights.solvers.solution import Solution
 
 RIDGE = 1e-9  # of the diagonal: groups with one and the same contribution share their weight
@@ -59,8 +59,8 @@ def solve_nnls(problem: Objective, *, max_rounds: int = 50) -> Solution:
 
 def _at(problem: Objective, x: Tensor) -> tuple[Tensor, float]:
     """a_q (n_query, n_groups) of the top-k sets of scaled weights x, and the loss: one ranking gives both."""
-    top, size = problem.top_means(x), norms(problem.gram, x)
-    return top, float((-(top @ x) / torch.where(size > 0, size, 1.0)).mean())
+    top = problem.top_means(x)
+    return top, float(loss_for_sets(problem.gram, top, x))
 
 
 def _best_for_sets(gram: Tensor, top: Tensor, x: Tensor) -> Tensor | None:
