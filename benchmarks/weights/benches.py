@@ -242,7 +242,8 @@ BENCHES = {
             lambda: halves(load("cifar10", version="jpeg", n_train=1000, n_test=1000)),
             seeded(lambda: ResNet9(3, 10, 8)),
             Task.classification,
-            RESNET9,
+            # That of Fashion-MNIST leaves it at chance here. This one was chosen by accuracy, before any score was made.
+            replace(RESNET9, lr=0.005, epochs=10),
             PICTURES,
         ),
         Bench(
