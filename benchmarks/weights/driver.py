@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.weights.benches import Bench, Trained
 from benchmarks.weights.fixed import FIXED, PAIRS, PUBLISHED, Size
 from benchmarks.weights.judged import Judge, per_group
-from benchmarks.weights.learned import Weighed, weigh
+from benchmarks.weights.learned import Weighed, teacher_of, weigh
 from benchmarks.weights.truth import Plan, Trainer, Truth, truth_of
 from whence.errors import NumericalError, UnsupportedError
 from whence.runs.machine import machine
@@ -77,9 +77,11 @@ def weigh_all(
     """Weights of every method, and why others have none."""
     methods: list[Weighed] = []
     refused: dict[str, str] = {}
+    teacher = teacher_of(trained)
+    clock.lap("teacher")
     for name in trained.bench.methods:
         try:
-            methods.append(weigh(trained, elsewhere, name, truth.few_shot, size.repeats))
+            methods.append(weigh(trained, elsewhere, name, teacher, truth.few_shot, size.repeats))
         except (NumericalError, UnsupportedError) as error:
             refused[name] = str(error)
         clock.lap(name)

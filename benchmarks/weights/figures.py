@@ -9,13 +9,13 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from benchmarks.weights.fixed import FEW_SHOT, RELATIVE, WEIGHTINGS
+from benchmarks.weights.fixed import DISTILLED, FEW_SHOT, RELATIVE, WEIGHTINGS
 from benchmarks.weights.section import figure_of
 
-COLORS = ("#8a8f98", "#c9a227", "#c2571a", "#8e5bb5", "#1f6feb", "#1a936f")  # in the order of `WEIGHTINGS`
+COLORS = ("#8a8f98", "#c9a227", "#c2571a", "#8e5bb5", "#1f6feb", "#d6336c", "#1a936f")  # in the order of `WEIGHTINGS`
 INK = "#333"
 PANEL, LINE = 420, 13  # pixels
-SHOWN = ("learned", RELATIVE, FEW_SHOT)  # weightings beside the groups
+SHOWN = ("learned", RELATIVE, DISTILLED, FEW_SHOT)  # weightings beside the groups
 
 
 def write_figure(result: dict[str, Any], folder: Path) -> Path:

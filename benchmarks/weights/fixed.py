@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from whence.weights.objective import Normalise
+from whence.weights.quotient import Normalise
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,11 @@ LABEL_FREE = {"uniform": "uniform", "rms": "rms", "learned": "nnls", "cross_fitt
 # The closed form on contributions relative to gradient norms, half mixed with uniform: what all train examples' losses
 # have in common is no signal of any group, and what is learned counts for half.
 RELATIVE = "relative"
-FEW_SHOT = "few_shot"  # with little data it stays near the relative weights
-WEIGHTINGS = (*LABEL_FREE, RELATIVE, FEW_SHOT)
+# The same with the scores of EK-FAC as the signal, in the place of the k highest of the method's own.
+DISTILLED = "distilled"
+TEACHER = "ekfac"
+FEW_SHOT = "few_shot"  # with little data it stays near relative or distilled weights, whichever predict the sets better
+WEIGHTINGS = (*LABEL_FREE, RELATIVE, DISTILLED, FEW_SHOT)
 PUBLISHED = ("adamw", {"center": False})  # solver, and what differs from `Fixed`
 GUARDED = ("uniform", "rms", "learned", "cross_fitted")  # the safe choices first: they win ties
 PAIRS = (
@@ -51,13 +54,17 @@ PAIRS = (
     ("learned", "uniform"),
     ("cross_fitted", "uniform"),
     (RELATIVE, "uniform"),
+    (DISTILLED, "uniform"),
     (FEW_SHOT, "uniform"),
     ("learned", "rms"),
     (RELATIVE, "rms"),
+    (DISTILLED, "rms"),
+    (DISTILLED, RELATIVE),
     ("cross_fitted", "learned"),
     (FEW_SHOT, "rms"),
     (FEW_SHOT, "learned"),
     (FEW_SHOT, RELATIVE),
+    (FEW_SHOT, DISTILLED),
 )
 
 

@@ -7,13 +7,13 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.weights.benches import Trained
-from benchmarks.weights.fixed import FEW_SHOT, FIXED, GUARDED, LABEL_FREE, PUBLISHED, RELATIVE
+from benchmarks.weights.benches import DEFAULTS, Trained
+from benchmarks.weights.fixed import DISTILLED, FEW_SHOT, FIXED, GUARDED, LABEL_FREE, PUBLISHED, RELATIVE, TEACHER
 from benchmarks.weights.solvers import objective_of
-from whence import Contributions, Outcomes, contributions_with, learn_weights
+from whence import Contributions, Outcomes, ScoreMatrix, attribute_with, contributions_with, learn_weights
 from whence.errors import InputError, WhenceWarning
 from whence.task import GroupWeights
-from whence.weights import fit_weights, guarded, mixed_with_uniform, norms_with, relative_to_norms
+from whence.weights import distill_weights, fit_weights, guarded, mixed_with_uniform, norms_with, relative_to_norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +43,21 @@ class Weighed:
     elsewhere: GroupWeights | None
 
 
-def weigh(trained: Trained, elsewhere: Trained | None, method: str, few_shot: Outcomes, repeats: int) -> Weighed:
+def weigh(
+    trained: Trained,
+    elsewhere: Trained | None,
+    method: str,
+    teacher: ScoreMatrix,
+    few_shot: Outcomes,
+    repeats: int,
+) -> Weighed:
     """Contributions of both kinds of queries, and weights by every weighting.
 
     Args:
         trained: Final model, train set, queries.
         elsewhere: Those of the other problem.
         method: A method of the bench.
+        teacher: Scores of `TEACHER` for the learning queries; not used for that method itself.
         few_shot: Outcomes of the learning queries, on kept sets that judge nothing.
         repeats: Of solvers that are timed.
     """
@@ -66,12 +74,17 @@ def weigh(trained: Trained, elsewhere: Trained | None, method: str, few_shot: Ou
         started = time.perf_counter()
         weights[RELATIVE] = relative(trained, found, options)
         clock[RELATIVE] = time.perf_counter() - started
+        if method != TEACHER:
+            started = time.perf_counter()
+            weights[DISTILLED] = distilled(trained, found, options, teacher)
+            clock[DISTILLED] = time.perf_counter() - started
         solver, others = PUBLISHED
         published = learn_weights(found, solver, **{**FIXED.options(), **others})
         away = None if elsewhere is None else relative(elsewhere, *learned_from(elsewhere, method))
     started = time.perf_counter()
     try:
-        weights[FEW_SHOT] = fit_weights(found, few_shot, towards=weights[RELATIVE])
+        near = [weights[name] for name in (RELATIVE, DISTILLED) if name in weights]
+        weights[FEW_SHOT] = fit_weights(found, few_shot, towards=near)
         clock[FEW_SHOT] = time.perf_counter() - started
     except InputError as error:
         refused[FEW_SHOT] = str(error)
@@ -99,3 +112,18 @@ def relative(trained: Trained, found: Contributions, options: dict[str, Any]) ->
     norms = norms_with(trained.inputs, options)
     weights = learn_weights(relative_to_norms(found, norms), "nnls", **FIXED.options())
     return mixed_with_uniform(weights, found, FIXED.unweighted_share)
+
+
+def distilled(trained: Trained, found: Contributions, options: dict[str, Any], teacher: ScoreMatrix) -> GroupWeights:
+    """As `relative`, with a teacher's scores as the signal; both by the norms of the method that is weighed."""
+    norms = norms_with(trained.inputs, options)
+    weights = distill_weights(relative_to_norms(found, norms), relative_to_norms(teacher, norms), holdout=FIXED.holdout)
+    return mixed_with_uniform(weights, found, FIXED.unweighted_share)
+
+
+def teacher_of(trained: Trained) -> ScoreMatrix:
+    """Scores of the teacher for the learning queries, with the options of the bench where it has the method."""
+    options = trained.bench.methods.get(TEACHER, DEFAULTS)(trained)
+    found = attribute_with(trained.inputs.with_queries(trained.learning), TEACHER, **options)
+    assert isinstance(found, ScoreMatrix)
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.weights.fixed import SIZES, WEIGHTINGS
+from benchmarks.weights.fixed import SIZES, TEACHER, WEIGHTINGS
 
 Cell = list[float | None]  # value, low, high; None where undefined
 TITLE = "## Learned weights on {bench}"
@@ -49,7 +49,8 @@ def _setting(result: dict[str, Any]) -> str:
         f"{_count(settings['learning_queries'], 'query', 'queries')} that judge nothing, with the settings of all "
         f"benches (k = {fixed['k']}, {'centered' if fixed['center'] else 'not centered'}, in units of "
         f"{fixed['normalise']}); `relative` learns on contributions divided by the norms of train gradients and is "
-        f"mixed with uniform weights; `few_shot` also sees {size['few_shot_sets']} kept sets that judge nothing. "
+        f"mixed with uniform weights; `distilled` does the same with the scores of `{TEACHER}` as the signal; "
+        f"`few_shot` also sees {size['few_shot_sets']} kept sets that judge nothing. "
         f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}. "
         f"`python -m benchmarks.weights --bench {result['bench']}{_queries(settings['evaluation_queries'])}`."
     )

@@ -16,7 +16,7 @@ from benchmarks.weights import driver, synthetic, truth
 from benchmarks.weights.benches import BENCHES, Bench, Trained, examples_of
 from benchmarks.weights.driver import run_bench, without_nan
 from benchmarks.weights.figures import SHOWN, write_figure
-from benchmarks.weights.fixed import FIXED, LABEL_FREE, PAIRS, SIZES, WEIGHTINGS
+from benchmarks.weights.fixed import DISTILLED, FIXED, LABEL_FREE, PAIRS, SIZES, TEACHER, WEIGHTINGS
 from benchmarks.weights.judged import verdict
 from benchmarks.weights.section import bench_section, figure_of
 from benchmarks.weights.solvers import objective_of
@@ -35,7 +35,7 @@ from whence import Examples, Inputs, Outcomes, attribute_with, contributions_wit
 from whence.errors import InputError
 from whence.gradients import check_gradients, loss_gradients
 from whence.task import Task
-from whence.weights import fit_weights, mixed_with_uniform, relative_to_norms
+from whence.weights import distill_weights, fit_weights, mixed_with_uniform, relative_to_norms
 
 TINY = SIZES["tiny"]
 KEYS = {"lds", "differences", "ceiling", "seeds", "per_group", "weights", "learn_seconds", "objective", "guard"}
@@ -68,9 +68,10 @@ def test_a_bench_has_every_figure(result: dict[str, Any]) -> None:
     assert result.keys() >= KEYS
     assert list(result["lds"]) == list(METHODS)
     for method in METHODS:
-        assert list(result["lds"][method]) == list(result["weights"][method]) == list(WEIGHTINGS)
-        assert list(result["differences"][method]) == [f"{a} - {b}" for a, b in PAIRS]
-        assert set(result["learn_seconds"][method]) == {*WEIGHTINGS, "contributions"}
+        there = [name for name in WEIGHTINGS if method != TEACHER or name != DISTILLED]
+        assert list(result["lds"][method]) == list(result["weights"][method]) == there
+        assert list(result["differences"][method]) == [f"{a} - {b}" for a, b in PAIRS if {a, b} <= set(there)]
+        assert set(result["learn_seconds"][method]) == {*there, "contributions"}
         assert set(result["per_group"][method]) == set(result["weights"][method]["learned"])
         for value, low, high in result["lds"][method].values():
             assert -1 <= low <= value <= high <= 1
@@ -121,6 +122,20 @@ def test_figures_are_those_of_a_direct_computation(result: dict[str, Any]) -> No
         assert result["lds"]["ekfac"][name] == pytest.approx(limits, abs=1e-9)
     gap = direct.difference("few_shot", "learned")
     assert result["differences"]["ekfac"]["few_shot - learned"] == pytest.approx(gap, abs=1e-9)
+
+    norms = torch.cat([rows.norm(dim=1) for _, rows in loss_gradients(final, examples)])
+    found = contributions_with(inputs.with_queries(learning), "grad_dot")
+    teacher = attribute_with(inputs.with_queries(learning), TEACHER)
+    relative = learn_weights(relative_to_norms(found, norms), "nnls", **FIXED.options())
+    own = distill_weights(relative_to_norms(found, norms), relative_to_norms(teacher, norms))  # type: ignore[type-var]
+    near = [mixed_with_uniform(one, found, FIXED.unweighted_share) for one in (relative, own)]
+    few = fit_weights(found, outcomes(plan.few_shot, learning), towards=near)
+    scores = {
+        "distilled": attribute_with(inputs, "grad_dot", weights=near[1]),
+        "few_shot": attribute_with(inputs, "grad_dot", weights=few),
+    }
+    for name, limits in lds(scores, outcomes(plan.evaluation, judging)).to_dict().items():  # type: ignore[arg-type]
+        assert result["lds"]["grad_dot"][name] == pytest.approx(limits, abs=1e-9)
 
 
 def test_a_second_run_trains_nothing_on_kept_sets(

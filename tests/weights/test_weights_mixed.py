@@ -98,3 +98,20 @@ def test_a_direction_that_cannot_be_stayed_near_is_refused(found):
     dead = Contributions(found.values * torch.tensor([0.0, 1.0, 1.0]), found.groups, found.query_ids, found.train_ids)
     with pytest.raises(InputError, match="contribute nothing"):
         fit_weights(dead, outcomes_for(dead, truth), towards=weights_of(1.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_several_weights_those_that_predict_are_stayed_near(found, first):
+    truth = torch.tensor([0.0, 1.0, 5.0], dtype=F64)
+    outcomes = outcomes_for(found, truth)
+    right = weights_of(0.0, 1.2, 5.0)
+    wrong = GroupWeights(torch.tensor([1.0, 0.0, 0.0], dtype=F64), found.groups, "wrong")
+    near = [wrong, right] if first else [right, wrong]
+    fitted = fit_weights(found, outcomes, towards=near, ridge=100.0)
+    assert fitted.facts["towards"] == "learned"
+    torch.testing.assert_close(fitted.values, fit_weights(found, outcomes, towards=right, ridge=100.0).values)
+    # To stay near is best where they are right, and to leave them where they are not.
+    assert fit_weights(found, outcomes, towards=near).facts["ridge"] == 100
+    assert fit_weights(found, outcomes, towards=[wrong]).facts["ridge"] == 0.01
+    with pytest.raises(InputError, match="empty"):
+        fit_weights(found, outcomes, towards=[])

@@ -286,7 +286,7 @@ def test_candidates_of_some_queries_only_are_checked():
     problem = source.problem([1, 4])
     x = problem.start()
     torch.testing.assert_close(
-        problem.top_means(x), WeightProblem(found.values[[1, 4]], 3).top_means(x), rtol=1e-9, atol=1e-9
+        problem.signal(x), WeightProblem(found.values[[1, 4]], 3).signal(x), rtol=1e-9, atol=1e-9
     )
     assert source.complete() in (True, False)
     assert problem.shape == (2, 200, 5)

@@ -78,8 +78,8 @@ def test_means_and_losses_by_hand(center):
             others = [o for o in range(5) if o != j]
             first, last = ends(rows[q][:, others] @ x[others], 4)
             crossed[q, j] = (rows[q, first, j].mean() - rows[q, last, j].mean()) / 2
-    assert_close(problem.top_means(x), wanted, **ROUNDED)
-    assert_close(problem.top_means(x, torch.tensor([5, 2])), wanted[[5, 2]], **ROUNDED)
+    assert_close(problem.signal(x), wanted, **ROUNDED)
+    assert_close(problem.signal(x, torch.tensor([5, 2])), wanted[[5, 2]], **ROUNDED)
     assert_close(problem.cross_means(x), crossed, **ROUNDED)
     weights = problem.weights(x)
     assert_close(problem.loss(weights), loss_of(weights, values, 4, center), **ROUNDED)
@@ -110,7 +110,7 @@ def test_the_first_pass_finds_both_ends_of_weightings_known_before(two_sided, mo
     problem = source.problem(list(range(8)))
     problem.loss(torch.ones(5, dtype=F64))
     if not two_sided:
-        problem.top_means(-problem.start())
+        problem.signal(-problem.start())
     assert source.complete() == two_sided
 
 

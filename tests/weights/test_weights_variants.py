@@ -22,6 +22,7 @@ from whence.weights import (
     without_hubs,
 )
 from whence.weights.objective import WeightProblem
+from whence.weights.solvers.nnls import _alternate, solve_nnls
 from whence.weights.solvers.one_factor import fit_factor
 
 F64 = torch.float64
@@ -281,3 +282,13 @@ def test_what_cannot_be_fitted_is_refused():
         fit_weights(made(values[:, :150]), outcomes_of(values, ones, drawn_sets(6)))
     with pytest.raises(InputError, match="varies"):
         fit_weights(made(values * 0), outcomes_of(values, ones, drawn_sets(6)))
+
+
+def test_the_closed_form_takes_the_better_of_two_optima():
+    values, _ = synthetic("common noise", 2)
+    problem = WeightProblem(values, 10)
+    losses = {start: _alternate(problem, x, 50).loss for start, x in problem.starts().items()}
+    assert losses["uniform"] - losses["rms"] > 0.005
+    found = solve_nnls(problem)
+    assert found.facts["start"] == "rms"
+    assert problem.loss(found.weights) == pytest.approx(losses["rms"])

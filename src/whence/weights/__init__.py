@@ -2,6 +2,7 @@
 
 from whence.weights.bands import band_contributions, banded_filter
 from whence.weights.by_group import Contributions, contributions, contributions_with
+from whence.weights.distilled import distill_weights
 from whence.weights.learning import learn_weights
 from whence.weights.mixed import mixed_with_uniform
 from whence.weights.objective import self_supervised_loss
@@ -25,6 +26,7 @@ __all__ = [
     "banded_filter",
     "contributions",
     "contributions_with",
+    "distill_weights",
     "fit_weights",
     "gradient_norms",
     "gradient_shards",

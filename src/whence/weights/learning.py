@@ -13,7 +13,8 @@ from whence.checks import look_up, unknown_name
 from whence.errors import InputError, WhenceWarning
 from whence.task import GroupWeights
 from whence.weights.by_group import Contributions
-from whence.weights.objective import Normalise, Objective, WeightProblem
+from whence.weights.objective import Objective, WeightProblem
+from whence.weights.quotient import Normalise
 from whence.weights.solvers import SOLVERS
 from whence.weights.solvers.baselines import rms, uniform
 from whence.weights.stream import ContributionStream
@@ -64,7 +65,7 @@ def learn_weights(
     solve = look_up(SOLVERS, solver, "solver")
     _check_options(solver, options)
     settings: dict[str, Any] = {"k": k, "center": center, "normalise": normalise, "two_sided": two_sided}
-    learned_from, held_out = _split(len(found.query_ids), holdout)
+    learned_from, held_out = split_queries(len(found.query_ids), holdout)
     started = time.perf_counter()
     source = (StreamedContributions if isinstance(found, ContributionStream) else _InMemory)(found, **settings)  # type: ignore[arg-type]
     while True:
@@ -118,7 +119,7 @@ class _InMemory:
         return True
 
 
-def _split(n_query: int, holdout: float) -> tuple[list[int], list[int]]:
+def split_queries(n_query: int, holdout: float) -> tuple[list[int], list[int]]:
     """Positions of the queries to learn from, and of those held out: evenly spaced among them."""
     if not 0 <= holdout < 1:
         raise InputError(f"`holdout` must be a share of the queries in [0, 1); got {holdout!r}.")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from whence.checks import look_up, require_count
 from whence.errors import InputError
-
-Normalise = Literal["rms", "none"]
+from whence.weights.quotient import Normalise, Quotient
 
 
 def self_supervised_loss(scores: Tensor, k: int, sets: Tensor | None = None, *, two_sided: bool = False) -> Tensor:
@@ -54,44 +53,34 @@ def check_settings(k: int, n_train: int, normalise: str, two_sided: bool) -> Non
     look_up(dict.fromkeys(("rms", "none")), normalise, "normalisation")
 
 
-class Objective(ABC):
-    """What solvers see: small matrices in the place of n_train rows.
-
-    Solvers work with *scaled* weights x: the scores are sum_j x_j scale_j (C[q, i, j] - mean_i C[q, i, j] if centred).
+class Objective(Quotient):
+    """What solvers see: small matrices in the place of n_train rows, and the sets of examples that weights rank first.
 
     Attributes:
         k: Train examples that count as signal.
         center: Subtract each query's mean over the train set from every group. What is ranked does not change, and
             neither does LDS, but the norm in the loss does.
-        normalise: "rms" divides each group by the root mean square of its contributions.
         two_sided: The k examples that are ranked last count as signal as well, with the opposite sign.
     """
 
     k: int
     center: bool
-    normalise: Normalise
     two_sided: bool
     _means: Tensor  # (n_query, n_groups) what centring subtracts
-    _raw_gram: Tensor  # (n_query, n_groups, n_groups) float64
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """(n_query, n_train, n_groups)."""
 
     @abstractmethod
     def _top(self, weights: Tensor, queries: Tensor | None) -> Tensor:
         """(n_query, n_groups) float64: mean contribution of the k examples that raw weights rank first."""
 
-    def top_means(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+    def signal(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
         """(n_query, n_groups) a_q: mean scaled contribution of the k examples that scaled weights x rank first.
 
         Two-sided: half of that less the mean of the k examples that are ranked last.
         """
-        return self._signal(self.weights(x.detach()), queries) * self.scale
+        return self._raw_signal(self.weights(x.detach()), queries) * self.scale
 
-    def _signal(self, weights: Tensor, queries: Tensor | None = None) -> Tensor:
-        """As `top_means`, of raw contributions and weights."""
+    def _raw_signal(self, weights: Tensor, queries: Tensor | None = None) -> Tensor:
+        """As `signal`, of raw contributions and weights."""
         top = self._top(weights, queries)
         if self.two_sided:
             return (top - self._top(-weights, queries)) / 2
@@ -99,7 +88,7 @@ class Objective(ABC):
 
     @abstractmethod
     def cross_means(self, x: Tensor) -> Tensor:
-        """(n_query, n_groups): as `top_means`, with entry j over the examples ranked by the scores without group j."""
+        """(n_query, n_groups): as `signal`, with entry j over the examples ranked by the scores without group j."""
 
     @abstractmethod
     def loss(self, weights: Tensor) -> float:
@@ -108,38 +97,6 @@ class Objective(ABC):
     @abstractmethod
     def centered(self, queries: Tensor) -> Tensor:
         """(b, n_train, n_groups) float64 contributions of the queries at some positions, as the loss sees them."""
-
-    @cached_property
-    def rms(self) -> Tensor:
-        """(n_groups,) float64: root mean square over queries and train examples, after centring where asked for."""
-        n_query, n_train, _ = self.shape
-        return (self._raw_gram.diagonal(dim1=1, dim2=2).sum(0).clamp_min(0) / (n_query * n_train)).sqrt()
-
-    @cached_property
-    def scale(self) -> Tensor:
-        """(n_groups,) float64: what contributions are multiplied with; 0 for groups that contribute nothing."""
-        if self.normalise == "none":
-            return (self.rms > 0).double()
-        return torch.where(self.rms > 0, 1 / self.rms, 0.0)
-
-    @cached_property
-    def gram(self) -> Tensor:
-        """(n_query, n_groups, n_groups) float64, B_q: the squared norm of query q's scores is x^T B_q x."""
-        return self._raw_gram * torch.outer(self.scale, self.scale)
-
-    def weights(self, x: Tensor) -> Tensor:
-        """Weights of the raw contributions from scaled ones, (n_groups,)."""
-        return x * self.scale
-
-    def start(self) -> Tensor:
-        """Scaled weights, all alike: with "rms" these are the RMS weights."""
-        alive = (self.scale > 0).double()
-        return alive / alive.sum()
-
-    def require_signal(self) -> None:
-        """Refuse what nothing can be learned from."""
-        if not bool((self.rms > 0).any()):
-            raise InputError("No group contributes anything to these queries. Use other learning queries.")
 
 
 @final
@@ -221,19 +178,3 @@ class WeightProblem(Objective):
 
 def _scores(values: Tensor, means: Tensor, weights: Tensor) -> Tensor:
     return (values @ weights.to(values.dtype)).double() - (means @ weights)[:, None]
-
-
-def norms(gram: Tensor, x: Tensor) -> Tensor:
-    """(n_query,) norms of the scores of scaled weights x, from the matrices B_q (n_query, n_groups, n_groups)."""
-    # Products with a vector read the matrices once; `einsum` of three would copy them.
-    return ((gram.flatten(0, 1) @ x).reshape(gram.shape[:2]) @ x).clamp_min(0).sqrt()
-
-
-def loss_for_sets(gram: Tensor, top: Tensor, x: Tensor) -> Tensor:
-    """Mean loss of weights x from the mean contributions of the top-k sets, `top` (n_query, n_groups), and B_q.
-
-    All three in scaled units, or all in raw ones. A query without scores has a loss of 0.
-    """
-    size = norms(gram, x)
-    loss: Tensor = -(top @ x / torch.where(size > 0, size, 1.0)).mean()
-    return loss

@@ -14,11 +14,12 @@ from whence.errors import InputError, ShapeError
 from whence.gradients import loss_gradients
 from whence.methods import Inputs
 from whence.methods.checkpoints import Checkpoint, Models, rates_of
+from whence.scores import ScoreMatrix
 from whence.task import Task
 from whence.weights.by_group import Contributions
 from whence.weights.stream import ContributionStream
 
-Either = TypeVar("Either", Contributions, ContributionStream)
+Either = TypeVar("Either", Contributions, ContributionStream, ScoreMatrix)
 
 
 def gradient_norms(
@@ -58,17 +59,17 @@ def norms_with(inputs: Inputs, options: Mapping[str, Any]) -> Tensor:
 
 
 def relative_to_norms(found: Either, norms: Tensor) -> Either:
-    """Contributions with those of each train example divided by the norm of its features.
+    """Contributions with those of each train example divided by the norm of its features; or scores so divided.
 
     A train example with a large gradient, an outlier or one with a high loss, changes every query; divided by the norm
     it counts for what it does to this query in particular. The norm is that of the whole gradient, not of one group's
     part: groups keep their shares of each score. Weights and `lds` then see the relative scores.
 
     Args:
-        found: Contributions, in memory or streamed.
+        found: Contributions, in memory or streamed; or scores, such as those of a teacher.
         norms: (n_train,), of `gradient_norms`, of `GradientShards.norms`, or of the features of a method.
     Returns:
-        Contributions without a unit: they only rank. An example with norm 0 has no direction, and contributes 0.
+        The same without a unit: they only rank. An example with norm 0 has no direction, and contributes 0.
     Raises:
         ShapeError: Not one norm for each train example.
         InputError: A norm is negative or not finite.
@@ -87,6 +88,8 @@ def relative_to_norms(found: Either, norms: Tensor) -> Either:
         )
     inverse = torch.where(norms > 0, 1 / norms.double(), 0.0)
     facts: dict[str, Any] = {**found.provenance, "relative": True}
+    if isinstance(found, ScoreMatrix):
+        return replace(found, values=found.values * inverse.to(found.values), unit=None, provenance=facts)
     if isinstance(found, Contributions):
         return replace(found, values=found.values * inverse.to(found.values)[:, None], unit=None, provenance=facts)
     whole = found.blocks

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from whence.weights.candidates import ROUNDING, Candidates, Found
-from whence.weights.objective import norms
+from whence.weights.quotient import norms
 
 Tried = dict[bytes, tuple[Tensor, set[int]]]  # raw weights, and the positions of the queries that they were tried on
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from whence.errors import InputError, NumericalError
 from whence.progress import stage
 from whence.weights.candidates import Candidates, Found, Strongest
-from whence.weights.objective import Normalise, Objective, check_settings, loss_for_sets
+from whence.weights.objective import Objective, check_settings
+from whence.weights.quotient import Normalise, loss_for_signal
 from whence.weights.search import Known, Search, Seen, Tried
 from whence.weights.solvers.nnls import solve_nnls
 from whence.weights.stream import ContributionStream
@@ -240,7 +241,7 @@ class StreamedProblem(Objective):
 
     def loss(self, weights: Tensor) -> float:
         """As in `Objective`."""
-        return float(loss_for_sets(self._raw_gram, self._signal(weights), weights))
+        return float(loss_for_signal(self._raw_gram, self._raw_signal(weights), weights))
 
     def centered(self, queries: Tensor) -> Tensor:
         """Not to be had.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from whence.weights.solvers.nnls import non_negative_least_squares
 ROUNDS = 50
 TOLERANCE = 1e-10
 PARTS = 5
+Choice = tuple[int, float]  # which weights to stay near, and the ridge
 RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the mean diagonal of the normal equations
 
 
@@ -26,7 +28,7 @@ def fit_weights(
     *,
     point: int | None = None,
     ridge: float | None = None,
-    towards: GroupWeights | None = None,
+    towards: GroupWeights | Sequence[GroupWeights] | None = None,
 ) -> GroupWeights:
     """Non-negative weights whose summed scores come nearest to what leaving sets out did.
 
@@ -45,13 +47,15 @@ def fit_weights(
         point: Amount of training; default the last.
         ridge: Times the mean diagonal of the normal equations; default chosen among 0.01 to 100 by leaving out a fifth
             of the sets at a time.
-        towards: Weights of the same groups to stay near; default RMS weights.
+        towards: Weights of the same groups to stay near; default RMS weights. Of several those are taken that, with
+            their ridge, predict left-out fifths of the sets best: outcomes tell label-free weights apart that no
+            label-free loss can.
     Returns:
-        Weights with mean 1. `facts`: queries, sets, ridge, and the share of the variance explained, also by uniform and
-        by RMS weights.
+        Weights with mean 1. `facts`: queries, sets, ridge, what they stay near, and the share of the variance
+        explained, also by uniform and by RMS weights.
     Raises:
         InputError: Fewer than 5 sets, no common queries, no outcome that varies, or no contribution that does; or
-            `towards` is of other groups, or has weight only where nothing contributes.
+            `towards` is empty, of other groups, or has weight only where nothing contributes.
         DataError: A left-out example has no contributions.
     Cost:
         n_query x n_sets x n_groups, and small systems.
@@ -61,18 +65,16 @@ def fit_weights(
     """
     if ridge is not None:
         require_positive(ridge, "ridge")
-    if towards is not None and towards.groups != found.groups:
-        raise InputError(f"The weights {towards.name!r} are of other groups. Use the grouping of the contributions.")
+    near = _candidates(towards, found)
     sums, effects = _aligned(found, outcomes, point)
     sizes = sums.square().mean((0, 1)).sqrt()
     scale = torch.where(sizes > 0, 1 / sizes, 0.0)
     predicted, truth = _varying(sums * scale, effects)
-    prior = (scale > 0).double() if towards is None else towards.values * sizes
-    if not bool(prior.any()):
-        raise InputError("`towards` has weight only in groups that contribute nothing. Use other weights.")
-    prior = prior / prior.sum()
-    chosen = _by_cross_validation(predicted, truth, prior) if ridge is None else ridge
-    x = _fitted(predicted, truth, chosen, prior)
+    priors = [_prior(one, sizes) for one in near]
+    ridges = RIDGES if ridge is None else (ridge,)
+    choices = [(p, strength) for p in range(len(priors)) for strength in ridges]
+    p, chosen = _by_cross_validation(predicted, truth, priors, choices) if len(choices) > 1 else choices[0]
+    x = _fitted(predicted, truth, chosen, priors[p])
     explained = {
         "uniform": _explained(predicted, truth, sizes),
         "rms": _explained(predicted, truth, (scale > 0).double()),
@@ -83,10 +85,33 @@ def fit_weights(
         "queries": len(truth),
         "sets": truth.shape[1],
         "ridge": chosen,
-        "towards": "rms" if towards is None else towards.name,
+        "towards": "rms" if (taken := near[p]) is None else taken.name,
         "explained": explained,
     }
     return GroupWeights(x * scale, found.groups, "few_shot", found.method, facts)
+
+
+def _candidates(
+    towards: GroupWeights | Sequence[GroupWeights] | None, found: Contributions
+) -> Sequence[GroupWeights | None]:
+    """Weights to stay near, None for RMS weights."""
+    if towards is None:
+        return [None]
+    near = [towards] if isinstance(towards, GroupWeights) else list(towards)
+    if not near:
+        raise InputError("`towards` is empty. Give weights to stay near, or None for RMS weights.")
+    for one in near:
+        if one.groups != found.groups:
+            raise InputError(f"The weights {one.name!r} are of other groups. Use the grouping of the contributions.")
+    return near
+
+
+def _prior(towards: GroupWeights | None, sizes: Tensor) -> Tensor:
+    """(n_groups,) in units of the root mean squares `sizes`, with sum 1."""
+    prior = (sizes > 0).double() if towards is None else towards.values * sizes
+    if not bool(prior.any()):
+        raise InputError("`towards` has weight only in groups that contribute nothing. Use other weights.")
+    return prior / prior.sum()
 
 
 def _aligned(found: Contributions, outcomes: Outcomes, point: int | None) -> tuple[Tensor, Tensor]:
@@ -153,18 +178,18 @@ def _solve(predicted: Tensor, truth: Tensor, ridge: float, prior: Tensor) -> Ten
     )
 
 
-def _by_cross_validation(sums: Tensor, truth: Tensor, prior: Tensor) -> float:
-    """The ridge whose weights correlate best with sets they were not fitted to; every fifth set is one part."""
+def _by_cross_validation(sums: Tensor, truth: Tensor, priors: Sequence[Tensor], choices: Sequence[Choice]) -> Choice:
+    """The choice whose weights predict sets best that they were not fitted to; every fifth set is one part."""
     n_sets = truth.shape[1]
-    gains = dict.fromkeys(RIDGES, 0.0)
+    gains = dict.fromkeys(choices, 0.0)
     for first in range(PARTS):
         away = torch.arange(first, n_sets, PARTS)
         kept = torch.tensor([s for s in range(n_sets) if s % PARTS != first])
-        for ridge in RIDGES:
-            x = _fitted(sums[:, kept], truth[:, kept], ridge, prior)
+        for choice in choices:
+            x = _fitted(sums[:, kept], truth[:, kept], choice[1], priors[choice[0]])
             size = (sums[:, kept] @ x).norm(dim=1)  # of these predictions: those of the sets away have no other scale
             predicted = sums[:, away] @ x / torch.where(size > 0, size, torch.inf)[:, None]
-            gains[ridge] -= float((truth[:, away] - predicted).square().sum())
+            gains[choice] -= float((truth[:, away] - predicted).square().sum())
     return max(gains, key=gains.__getitem__)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from whence.checks import look_up, require_count, require_positive
 from whence.errors import InputError
 from whence.rng import torch_generator
-from whence.weights.objective import Objective, loss_for_sets, self_supervised_loss
+from whence.weights.objective import Objective, self_supervised_loss
+from whence.weights.quotient import loss_for_signal
 from whence.weights.solvers.solution import Solution
 
 BatchLoss = Callable[[Objective, Tensor, Tensor], Tensor]  # problem, x (n_groups,), positions of queries -> scalar
@@ -142,7 +143,7 @@ def _batches(n_query: int, batch_size: int, steps: int, seed: int) -> list[Tenso
 
 def gram_loss(problem: Objective, x: Tensor, queries: Tensor) -> Tensor:
     """Mean loss of some queries with norms from the Gram matrices."""
-    return loss_for_sets(problem.gram[queries], problem.top_means(x, queries), x)
+    return loss_for_signal(problem.gram[queries], problem.signal(x, queries), x)
 
 
 def score_loss(problem: Objective, x: Tensor, queries: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from whence.checks import require_count
-from whence.weights.objective import Objective, norms
+from whence.weights.objective import Objective
+from whence.weights.quotient import norms
 from whence.weights.solvers.nnls import non_negative_least_squares
 from whence.weights.solvers.solution import Solution
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from whence.checks import require_count
-from whence.weights.objective import Objective, loss_for_sets, norms
+from whence.weights.quotient import Quotient, loss_for_signal, norms
 from whence.weights.solvers.solution import Solution
 
 RIDGE = 1e-9  # of the diagonal: groups with one and the same contribution share their weight
@@ -17,50 +18,64 @@ TOLERANCE = 1e-7  # of the loss: below it a round has changed nothing
 HALVINGS = 12
 
 
-def solve_nnls(problem: Objective, *, max_rounds: int = 50) -> Solution:
+def solve_nnls(problem: Quotient, *, max_rounds: int = 50) -> Solution:
     """Alternate: take the top-k sets of the present weights, solve for the best weights of these sets.
 
     For fixed sets a stationary point of the mean over queries of (a_q . x) / sqrt(x^T B_q x) solves B x = a with
-    a = mean(a_q / |t_q|), B = mean((rho_q / mean rho) B_q / |t_q|^2), rho_q = (a_q . x) / |t_q|, up to the scale of x;
-    with x >= 0 that is a non-negative least-squares problem. A step that would raise the loss, because sets or norms
-    change on the way, is halved: the loss never rises.
+
+        a = mean(a_q / |t_q|),    B = mean((rho_q / mean rho) B_q / |t_q|^2),    rho_q = (a_q . x) / |t_q|
+
+    up to the scale of x; with x >= 0 that is a non-negative least-squares problem. A step that would raise the loss,
+    because sets or norms change on the way, is halved: the loss never rises. Once from RMS and once from uniform
+    weights, since there can be several optima; the better end is taken.
 
     Args:
-        problem: Contributions of the learning queries.
-        max_rounds: At most so many rounds; 5 to 10 are usual.
+        problem: What is maximised; with top-k sets, contributions of the learning queries.
+        max_rounds: At most so many rounds from either start; 5 to 30 are usual.
     Returns:
-        The best weights met. Where no group points at its own top-k sets (all a_j <= 0) the start is returned, which
-        with RMS normalisation are the RMS weights, and the facts say so.
+        The best weights met. Where no group supports the signal (all a_j <= 0) the start is returned, and the facts
+        say so.
     Cost:
         Per step tried one ranking of all scores, and per round one n_groups x n_groups problem.
     Reference:
         The objective is that of Li et al. (2026), arXiv:2506.05647; this solver is worked out here.
     """
     require_count(max_rounds, "max_rounds")
-    x = problem.start()
+    ends = {start: _alternate(problem, x, max_rounds) for start, x in problem.starts().items()}
+    best = min(ends, key=lambda start: ends[start].loss)
+    return Solution(problem.weights(ends[best].x), {**ends[best].facts, "start": best})
+
+
+@dataclass(frozen=True, eq=False)
+class _End:
+    """Scaled weights, their loss, and how they were reached."""
+
+    x: Tensor
+    loss: float
+    facts: dict[str, Any]
+
+
+def _alternate(problem: Quotient, x: Tensor, max_rounds: int) -> _End:
     top, loss = _at(problem, x)
-    facts: dict[str, Any] = {}
     for done in range(max_rounds):
-        facts = {"rounds": done}
         target = _best_for_sets(problem.gram, top, x)
         if target is None and done == 0:
-            facts["note"] = "no group supports the top-k sets (all a_j <= 0): the weights are those of the start"
+            note = "no group supports the signal (all a_j <= 0): the weights are those of the start"
+            return _End(x, loss, {"rounds": 0, "note": note})
         moved = None if target is None else _descend(problem, x, target, loss)
         if moved is None:
-            break
+            return _End(x, loss, {"rounds": done})
         before = loss
         x, top, loss = moved
         if before - loss < TOLERANCE * abs(before):
-            break
-    else:
-        facts = {"rounds": max_rounds, "note": f"the loss was still falling after {max_rounds} rounds"}
-    return Solution(problem.weights(x), facts)
+            return _End(x, loss, {"rounds": done})
+    return _End(x, loss, {"rounds": max_rounds, "note": f"the loss was still falling after {max_rounds} rounds"})
 
 
-def _at(problem: Objective, x: Tensor) -> tuple[Tensor, float]:
-    """a_q (n_query, n_groups) of the top-k sets of scaled weights x, and the loss: one ranking gives both."""
-    top = problem.top_means(x)
-    return top, float(loss_for_sets(problem.gram, top, x))
+def _at(problem: Quotient, x: Tensor) -> tuple[Tensor, float]:
+    """a_q (n_query, n_groups) of scaled weights x, and the loss: one ranking gives both."""
+    top = problem.signal(x)
+    return top, float(loss_for_signal(problem.gram, top, x))
 
 
 def _best_for_sets(gram: Tensor, top: Tensor, x: Tensor) -> Tensor | None:
@@ -94,7 +109,7 @@ def non_negative_least_squares(b: Tensor, a: Tensor) -> Tensor:
     return torch.from_numpy(solution) / unit
 
 
-def _descend(problem: Objective, x: Tensor, target: Tensor, loss: float) -> tuple[Tensor, Tensor, float] | None:
+def _descend(problem: Quotient, x: Tensor, target: Tensor, loss: float) -> tuple[Tensor, Tensor, float] | None:
     """Weights, a_q and loss after the longest of the steps 1, 1/2, 1/4, ... to the target that lowers the loss."""
     for halving in range(HALVINGS):
         candidate = torch.lerp(x, target, 0.5**halving)
