@@ -56,6 +56,7 @@ def run_bench(bench: Bench, size: Size, work: Path, engine: EngineName = ENGINE)
         "weights": {one.method: {name: w.by_name() for name, w in one.weights.items()} for one in methods},
         "learn_seconds": {one.method: one.seconds for one in methods},
         "objective": {one.method: one.objective for one in methods},
+        "room": judge.room(),
         "guard": judge.guard(),
         "transfer": judge.transfer(),
         "elsewhere": judge.elsewhere(),

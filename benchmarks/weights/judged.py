@@ -9,14 +9,17 @@ from typing import Any
 from benchmarks.weights.fixed import GUARDED, PAIRS, RELATIVE
 from benchmarks.weights.learned import Weighed
 from whence import Outcomes, ScoreMatrix, lds
+from whence.errors import InputError
 from whence.evaluation import Lds
 from whence.task import GroupWeights
-from whence.weights import likeness
+from whence.weights import fit_weights, likeness
 
 Limits = list[float]  # value, low, high
 TRANSFERRED = RELATIVE
 PUBLISHED = "published"  # beside the weightings: the published loss and solver
 ELSEWHERE = "elsewhere"  # weights that were learned on other data
+ROOM = "room"  # weights fitted to the outcomes that judge
+RIDGE = 0.01  # of that fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +43,9 @@ class Judge:
                 matrices[label(one.method, name)] = one.parts.scores(weights)
             if one.elsewhere is not None:
                 matrices[label(one.method, ELSEWHERE)] = one.parts.scores(one.elsewhere)
+            fitted = fitted_to(outcomes, one)
+            if fitted is not None:
+                matrices[label(one.method, ROOM)] = one.parts.scores(fitted)
             for other in methods:
                 if other is not one:
                     matrices[label(one.method, f"of {other.method}")] = one.parts.scores(other.weights[TRANSFERRED])
@@ -101,6 +107,16 @@ class Judge:
             "on_held_out_too": wrong and away["weights"] < away["uniform"],
         }
 
+    def room(self) -> dict[str, dict[str, Any]]:
+        """How much weights could gain: fitted to what judges them, which no method may be."""
+        known = self.found.to_dict()
+        named = {one.method: label(one.method, ROOM) for one in self.methods}
+        return {
+            method: {"lds": known[name], "minus_uniform": self.minus(method, ROOM, "uniform")}
+            for method, name in named.items()
+            if name in known
+        }
+
     def transfer(self) -> dict[str, dict[str, Any]]:
         """Learned weights of one method with another: how alike its own are, and LDS with the foreign ones."""
         found = {}
@@ -129,6 +145,15 @@ class Judge:
             "minus_uniform": self.minus(target.method, foreign, "uniform"),
             "minus_own": self.minus(target.method, foreign, TRANSFERRED),
         }
+
+
+def fitted_to(outcomes: Outcomes, one: Weighed) -> GroupWeights | None:
+    """Weights that predict the judging outcomes best, near to uniform ones where these say nothing; None where no group
+    predicts them."""
+    try:
+        return fit_weights(one.parts, outcomes, ridge=RIDGE, towards=one.weights["uniform"])
+    except InputError:
+        return None
 
 
 def label(method: str, weighting: str) -> str:

@@ -30,6 +30,7 @@ def bench_section(result: dict[str, Any]) -> list[str]:
         "",
         *_differences(result),
         "",
+        *_room(result.get("room", {})),
         _guard(result["guard"]),
         _published(result["overfits"]),
         _solvers(result["objective"]),
@@ -84,6 +85,15 @@ def _differences(result: dict[str, Any]) -> list[str]:
     for method, cells in result["differences"].items():
         lines.append(_row([f"`{method}`", *(_limits(cells.get(pair), sign="+") for pair in pairs)]))
     return lines
+
+
+def _room(room: dict[str, Any]) -> list[str]:
+    cells = [f"`{method}` {_limits(found['minus_uniform'], sign='+')}" for method, found in room.items()]
+    return (
+        [f"- Weights fitted to the judging outcomes themselves are above uniform by {'; '.join(cells)}."]
+        if room
+        else []
+    )
 
 
 def _guard(guard: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ from whence.weights import distill_weights, fit_weights, mixed_with_uniform, rel
 
 TINY = SIZES["tiny"]
 KEYS = {"lds", "differences", "ceiling", "seeds", "per_group", "weights", "learn_seconds", "objective", "guard"}
-KEYS |= {"transfer", "elsewhere", "overfits", "settings", "machine"}
+KEYS |= {"room", "transfer", "elsewhere", "overfits", "settings", "machine"}
 METHODS = ("grad_dot", "ekfac")
 
 
@@ -76,7 +76,7 @@ def test_a_bench_has_every_figure(result: dict[str, Any]) -> None:
         for value, low, high in result["lds"][method].values():
             assert -1 <= low <= value <= high <= 1
         assert set(result["weights"][method]["uniform"].values()) == {1.0}
-    assert list(result["elsewhere"]) == list(METHODS)
+    assert list(result["elsewhere"]) == list(result["room"]) == list(METHODS)
     assert set(result["transfer"]) == {"grad_dot -> ekfac", "ekfac -> grad_dot"}
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["seeds"]["chosen"] in (2, 3)
@@ -115,8 +115,13 @@ def test_figures_are_those_of_a_direct_computation(result: dict[str, Any]) -> No
     weights["elsewhere"] = mixed_with_uniform(weights["elsewhere"], away, FIXED.unweighted_share)
     scores = {name: attribute_with(inputs, "ekfac", weights=own) for name, own in weights.items()}
     scores["uniform"] = attribute_with(inputs, "ekfac")
-    direct = lds(scores, outcomes(plan.evaluation, judging))  # type: ignore[arg-type]
+    judged = outcomes(plan.evaluation, judging)
+    even = learn_weights(found, "uniform")
+    fitted = fit_weights(contributions_with(inputs, "ekfac"), judged, ridge=0.01, towards=even)
+    scores["room"] = attribute_with(inputs, "ekfac", weights=fitted)
+    direct = lds(scores, judged)  # type: ignore[arg-type]
     values = direct.to_dict()
+    assert result["room"]["ekfac"]["lds"] == pytest.approx(values.pop("room"), abs=1e-9)
     assert result["elsewhere"]["ekfac"]["lds"] == pytest.approx(values.pop("elsewhere"), abs=1e-9)
     for name, limits in values.items():
         assert result["lds"]["ekfac"][name] == pytest.approx(limits, abs=1e-9)
@@ -134,7 +139,7 @@ def test_figures_are_those_of_a_direct_computation(result: dict[str, Any]) -> No
         "distilled": attribute_with(inputs, "grad_dot", weights=near[1]),
         "few_shot": attribute_with(inputs, "grad_dot", weights=few),
     }
-    for name, limits in lds(scores, outcomes(plan.evaluation, judging)).to_dict().items():  # type: ignore[arg-type]
+    for name, limits in lds(scores, judged).to_dict().items():  # type: ignore[arg-type]
         assert result["lds"]["grad_dot"][name] == pytest.approx(limits, abs=1e-9)
 
 

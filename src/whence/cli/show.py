@@ -93,8 +93,7 @@ def _weight_facts(weightings: Mapping[str, GroupWeights]) -> Lines:
     when = (" of relative contributions" if facts.get("relative") else "") + (" as learned" if softened else "")
     for part, what in (("queries", "learning queries"), ("held_out", "held out")):
         if (facts.get(part) or {}).get("loss"):
-            losses = _named(facts[part]["loss"], digits=4).replace("weights", "learned")
-            lines.append(f"Loss on {facts[part]['n']} {what}{when}, lower is better: {losses}.")
+            lines.append(_judged(facts, part, what + when))
     if "stability" in facts:
         alike = {name: facts["stability"].get(name) for name in ("cosine", "centered", "spearman")}
         lines.append(f"Likeness of two of {facts['stability']['folds']} folds: {_named(alike, digits=2)}.")
@@ -115,6 +114,17 @@ def _weight_facts(weightings: Mapping[str, GroupWeights]) -> Lines:
             f"{_named(few['explained'], digits=2).replace('weights', 'few_shot')}."
         )
     return lines
+
+
+def _judged(facts: Mapping[str, Any], part: str, what: str) -> str:
+    """The loss of weightings on some queries; with a teacher that is minus a correlation, which says more."""
+    values, on = facts[part]["loss"], f"on {facts[part]['n']} {what}"
+    if "teacher" in facts:
+        values = {name: -value for name, value in values.items()}
+        title = f"Correlation with {facts['teacher']} {on}"
+    else:
+        title = f"Loss {on}, lower is better"
+    return f"{title}: {_named(values, digits=4).replace('weights', 'learned')}."
 
 
 def _named(values: Mapping[str, float | None], digits: int = 4) -> str:

@@ -135,6 +135,10 @@ class AgreeConfig:
         check_settings(self.n_bootstrap, self.confidence)
 
 
+# Settings of [weigh] that have no meaning beside a teacher.
+OF_THE_OBJECTIVE = ("solver", "options", "k", "center", "normalise", "two_sided", "without_hubs", "guard")
+
+
 @dataclass(frozen=True)
 class WeighConfig:
     """How weights of parameter groups are learned.
@@ -147,6 +151,8 @@ class WeighConfig:
         solver: "nnls" (closed form), "adamw" (as published), "cross_fitted" or "one_factor"; "rms" and "uniform" learn
             nothing.
         options: Of the solver.
+        teacher: Name of another method, such as "ekfac", whose scores for the learning queries are followed in the
+            place of the objective and its solver; its options are those of [score.options]. Empty: none.
         k: Train examples per query that count as signal.
         center: Measure the scores of each learning query from their mean.
         normalise: What is learned on: groups of equal root mean square, or the raw contributions.
@@ -171,6 +177,7 @@ class WeighConfig:
     channels: int = 16
     solver: Literal["nnls", "adamw", "cross_fitted", "one_factor", "rms", "uniform"] = "nnls"
     options: dict[str, Any] = field(default_factory=dict)
+    teacher: str = ""
     k: int = 10
     center: bool = True
     normalise: Literal["rms", "none"] = "rms"
@@ -200,6 +207,17 @@ class WeighConfig:
             raise InputError(f"`unweighted_share` must be in [0, 1]; got {self.unweighted_share!r}.")
         if self.few_shot != 0:
             require_count(self.few_shot, "few_shot", minimum=5)
+        if self.teacher:
+            self._require_no_objective()
+
+    def _require_no_objective(self) -> None:
+        default = WeighConfig()
+        given = [name for name in OF_THE_OBJECTIVE if getattr(self, name) != getattr(default, name)]
+        if given:
+            raise InputError(
+                f"`teacher` is followed in the place of the objective, and {', '.join(f'`{n}`' for n in given)} would "
+                "change nothing. Leave out one or the other."
+            )
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,15 @@ def weighed_methods(config: RunConfig) -> tuple[str, ...]:
             f"Weights of parameter groups need a method that is linear in the query's gradient; {named} is not "
             f"suitable. Linear in [score]: {', '.join(linear) or 'none; add for instance grad_dot'}."
         )
-    return config.weigh.methods or linear[:1]
+    chosen = config.weigh.methods or linear[:1]
+    if config.weigh.teacher:
+        preset_of(config.weigh.teacher)
+        if config.weigh.teacher in chosen:
+            raise ConfigError(
+                f"`teacher` in [weigh] is {config.weigh.teacher}, which is weighed itself: it agrees best with itself "
+                "without weights. Name another method, or weigh others: `methods` in [weigh]."
+            )
+    return chosen
 
 
 def weight_files(run: RunFolder, method: str) -> ResultFiles:
@@ -188,7 +196,9 @@ def _settings(begun: Start, method: str, learning: Examples) -> dict[str, Any]:
     chosen = {name: value for name, value in to_dict(config.weigh).items() if name != "methods"}
     training = {name: to_dict(config.evaluate).get(name) for name in ("recipe", "share", "seeds", "first_seed")}
     trained = {"few_shot_training": training} if config.weigh.few_shot else {}
-    return {**method_settings(begun, method), "weigh": chosen, "learning_queries": learning.fingerprint, **trained}
+    teacher = {"teacher": method_settings(begun, config.weigh.teacher)} if config.weigh.teacher else {}
+    facts = {"weigh": chosen, "learning_queries": learning.fingerprint}
+    return {**method_settings(begun, method), **facts, **trained, **teacher}
 
 
 def _weigh(plan: _Plan, missing: Mapping[str, ResultFiles], settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -246,6 +256,16 @@ class _Plan:
             )
         return cls(begun, learning, groups, Inputs(begun.task, begun.train, asked), routes, rebuild)
 
+    @cached_property
+    def teacher(self) -> ScoreMatrix | None:
+        """Its scores for the learning queries, where one is followed: computed once for all methods."""
+        name = self.begun.run.config.weigh.teacher
+        if not name:
+            return None
+        found = attribute_with(self.asked.with_queries(self.learning), name, **_options(self.begun.run.config, name))
+        assert isinstance(found, ScoreMatrix)  # at one amount of training
+        return found
+
     def norms(self, method: str) -> Tensor:
         """(n_train,) norms of what a method takes products of: train gradients, at its checkpoints where it has any."""
         options = _options(self.begun.run.config, method)
@@ -300,7 +320,7 @@ def _learn(plan: _Plan, method: str, outcomes: Outcomes | None) -> dict[str, Gro
     """All weightings of one method."""
     found = _learning_contributions(plan, method)
     how = learning_of(plan.begun.run.config.weigh)
-    weightings = how.weights(found, plan.norms(method) if how.relative else None)
+    weightings = how.weights(found, plan.norms(method) if how.relative else None, plan.teacher)
     if outcomes is not None:
         assert isinstance(found, Contributions)  # `_route` has refused others
         weightings[FEW_SHOT] = fit_weights(found, outcomes, towards=weightings["learned"])

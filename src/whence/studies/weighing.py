@@ -26,12 +26,12 @@ from whence.weights import (
     ContributionStream,
     Stability,
     contributions_with,
+    distill_weights,
     gradient_norms,
     guarded,
     learn_weights,
     mixed_with_uniform,
     relative_to_norms,
-    stability,
     with_entropy_floor,
     without_hubs,
 )
@@ -75,13 +75,18 @@ class Learning:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def weights(
-        self, found: Contributions | ContributionStream, norms: Tensor | None = None
+        self,
+        found: Contributions | ContributionStream,
+        norms: Tensor | None = None,
+        teacher: ScoreMatrix | None = None,
     ) -> dict[str, GroupWeights]:
         """RMS and learned weights, {"rms", "learned"}.
 
         Args:
             found: Contributions of the learning queries. Streamed ones have no folds.
             norms: (n_train,), of `gradient_norms`; needed for `relative`.
+            teacher: Scores of another method for the learning queries, which are then followed (`distill_weights`) in
+                the place of the objective and its solver.
         Returns:
             The facts of the learned ones tell what was done: `relative`, `guard`, `entropy_floor`, `unweighted_share`,
             and `stability` with the mean likeness of two folds and the range (low, high) of each weight over the folds.
@@ -92,7 +97,10 @@ class Learning:
             That of the solver once for each fold and once more; see `learn_weights`.
         """
         seen, facts = self._seen(found, norms)
-        own = self._learned(seen, self.solver, **self.options)
+        if teacher is not None and self.relative:
+            assert norms is not None  # `_seen` has refused that
+            teacher = relative_to_norms(teacher, norms)
+        own = self._own(seen, teacher, self.holdout)
         if self.guard:
             own = guarded([self._learned(seen, "uniform"), self._learned(seen, "rms"), own])
         if self.entropy_floor > 0:
@@ -101,7 +109,7 @@ class Learning:
         own = self._mixed(own, found)
         facts |= {"entropy": own.entropy, "max_over_min": own.ratio if math.isfinite(own.ratio) else None}
         if isinstance(seen, Contributions) and min(self.folds, len(seen.query_ids)) > 1:
-            facts["stability"] = self._stability(seen, found)
+            facts["stability"] = self._stability(seen, teacher, found)
         learned = replace(own, name="learned", facts={**own.facts, **facts})
         return {"rms": self._learned(found, "rms"), "learned": learned}
 
@@ -123,19 +131,27 @@ class Learning:
     def _mixed(self, weights: GroupWeights, found: Contributions | ContributionStream) -> GroupWeights:
         return mixed_with_uniform(weights, found, self.unweighted_share) if self.unweighted_share > 0 else weights
 
-    def _learned(self, found: Contributions | ContributionStream, solver: str, **options: Any) -> GroupWeights:
-        return learn_weights(found, solver, holdout=self.holdout, **self._objective, **options)
+    def _own(
+        self, seen: Contributions | ContributionStream, teacher: ScoreMatrix | None, holdout: float
+    ) -> GroupWeights:
+        if teacher is not None:
+            return distill_weights(seen, teacher, holdout=holdout)
+        return learn_weights(seen, self.solver, holdout=holdout, **self._objective, **self.options)
+
+    def _learned(self, found: Contributions | ContributionStream, solver: str) -> GroupWeights:
+        return learn_weights(found, solver, holdout=self.holdout, **self._objective)
 
     @property
     def _objective(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("k", "center", "normalise", "two_sided")}
 
-    def _stability(self, seen: Contributions | ContributionStream, found: Contributions | ContributionStream) -> Any:
-        assert isinstance(seen, Contributions)
+    def _stability(
+        self, seen: Contributions, teacher: ScoreMatrix | None, found: Contributions | ContributionStream
+    ) -> Any:
         folds = min(self.folds, len(seen.query_ids))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WhenceWarning)  # said once, of the weights themselves
-            parts = stability(seen, self.solver, folds=folds, **self._objective, **self.options).folds
+            parts = Stability.by(lambda part: self._own(part, teacher, 0.0), seen, folds=folds).folds
         spread = Stability.of([self._mixed(one, found) for one in parts])
         alike = {name: value for name, value in vars(spread.likeness).items() if math.isfinite(value)}
         return {"folds": folds, **alike, "low": spread.table["low"].tolist(), "high": spread.table["high"].tolist()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -75,6 +75,13 @@ class Stability:
         """Of the weights of at least two folds."""
         return cls(tuple(folds), _spread(folds), _mean_likeness(folds))
 
+    @classmethod
+    def by(
+        cls, learn: Callable[[Contributions], GroupWeights], found: Contributions, *, folds: int = 5, seed: int = 0
+    ) -> Stability:
+        """Of what `learn` makes of the queries without one fold after the other; as `stability`."""
+        return cls.of([learn(part) for part in _parts(found, folds, seed)])
+
 
 def stability(
     found: Contributions, solver: str = "nnls", *, folds: int = 5, seed: int = 0, **options: Any
@@ -91,15 +98,19 @@ def stability(
     Cost:
         `folds` times that of `learn_weights`.
     """
+    return Stability.by(lambda rows: learn_weights(rows, solver, holdout=0.0, **options), found, folds=folds, seed=seed)
+
+
+def _parts(found: Contributions, folds: int, seed: int) -> Iterator[Contributions]:
+    """The queries that are left when one fold after the other is taken away."""
     require_count(folds, "folds", minimum=2)
     n_query = len(found.query_ids)
     if n_query < folds:
         raise InputError(f"{n_query} queries cannot be split into {folds} folds. Use fewer folds.")
     order = torch.randperm(n_query, generator=torch_generator(seed, "folds")).tolist()
     away = [set(order[k::folds]) for k in range(folds)]
-    kept = [[q for q in range(n_query) if q not in one] for one in away]
-    weights = tuple(learn_weights(found.rows(rows), solver, holdout=0.0, **options) for rows in kept)
-    return Stability.of(weights)
+    for one in away:
+        yield found.rows([q for q in range(n_query) if q not in one])
 
 
 def _spread(weights: Sequence[GroupWeights]) -> pd.DataFrame:
