@@ -268,6 +268,19 @@ def test_weigh_prints_shares_weights_and_how_they_were_found(project, capsys):
         assert shown in rest, shown
 
 
+def test_weigh_with_a_teacher_prints_correlations(project, capsys):
+    (project / "weighed.toml").write_text(WEIGHED.replace("weigh.k = 2", 'weigh.teacher = "ekfac"'))
+    assert main(["weigh", "weighed.toml", "--progress", "silent"]) == 0
+    printed = capsys.readouterr().out
+    assert "Made by distilled in " in printed
+    learned = GroupWeights.load("runs/tiny/weights/grad_dot/learned.json")
+    value = -learned.facts["queries"]["loss"]["uniform"]
+    assert (
+        f"Correlation with ekfac on 4 learning queries of relative contributions as learned: uniform {value:.4f}"
+        in (printed)
+    )
+
+
 def test_weigh_without_learning_queries_says_what_to_return(project, capsys):
     assert main(["--quiet", "weigh", "tiny.toml"]) == 1
     assert "whence.Setup(task, train, queries, learning_queries=...)" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from whence.storage import read_json
 from whence.task import GroupWeights, Task
 from whence.weights import (
     SOLVERS,
+    distill_weights,
     fit_weights,
     gradient_norms,
     guarded,
@@ -630,3 +631,49 @@ def test_half_of_the_learning_queries_may_be_in_the_train_set():
     # the same inputs with another label are other examples
     other = whence.Examples((x[:4], y[:4] + 1))
     assert Setup(task, train, queries, learning_queries=other).shared_rows() == {"train": 0, "queries": 0}
+
+
+# --- a teacher --------------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_is_followed_with_its_own_options(project):
+    edit(project / "tiny.toml", 'groups = "module"\nk = 3', 'groups = "module"\nteacher = "ekfac"')
+    edit(project / "tiny.toml", '"grad_cos",', '"grad_cos", "ekfac",')
+    options = '\n[score.options.ekfac]\ndamping = {value = 0.5, unit = "relative"}\n'
+    (project / "tiny.toml").write_text((project / "tiny.toml").read_text() + options)
+    result = run_weigh(project / "tiny.toml")
+    setup = setup_of(project)
+    damping = whence.Damping.relative(0.5)
+    teacher = whence.attribute(setup.task, setup.train, setup.learning_queries, method="ekfac", damping=damping)
+    norms = gradient_norms(setup.task, setup.train)
+    for method, own in METHODS.items():
+        at = {} if method == "grad_dot" else {"at": 3}
+        found = whence.contributions(
+            setup.task, setup.train, setup.learning_queries, method, groups="module", **own, **at
+        )
+        weights = distill_weights(relative_to_norms(found, norms), relative_to_norms(teacher, norms))
+        learned = result.weights[method]["learned"]
+        assert_close(learned.values, mixed_with_uniform(weights, found).values)
+        assert (learned.facts["teacher"], learned.facts["solver"]) == ("ekfac", "distilled")
+        assert learned.facts["stability"]["folds"] == 5
+    before = times(result.folder)
+    assert run_weigh(project / "tiny.toml").computed == ()
+    assert times(result.folder) == before
+    edit(project / "tiny.toml", "value = 0.5", "value = 0.1")
+    with pytest.raises(StoreMismatchError, match="damping"):
+        run_weigh(project / "tiny.toml", result.folder)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('teacher = "grad_dot"', "weighed itself"),
+        ('teacher = "ekfak"', "Did you mean 'ekfac'"),
+        ('teacher = "ekfac"\nguard = true\ntwo_sided = true', "`two_sided`, `guard` would change nothing"),
+    ],
+)
+def test_a_teacher_that_cannot_be_followed_is_refused_before_anything_is_built(project, line, message):
+    edit(project / "tiny.toml", 'groups = "module"\nk = 3', f'groups = "module"\n{line}')
+    with pytest.raises(ConfigError, match=message):
+        run_weigh(project / "tiny.toml")
+    assert not (project / "built").exists()

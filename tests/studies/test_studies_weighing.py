@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from whence.errors import InputError
+from whence.scores import ScoreMatrix
 from whence.studies.weighing import Learning, energy_shares
 from whence.task import GroupWeights, ParameterGroups
 from whence.weights import (
@@ -124,3 +125,17 @@ def test_hubs_need_several_queries():
     with pytest.raises(InputError, match="Hubs are seen over several queries"):
         Plain(without_hubs=True).weights(contributions(1))
     assert math.isfinite(Plain().weights(contributions(2))["learned"].entropy)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_teacher_takes_the_place_of_the_objective(streamed, relative):
+    found, norms = contributions(), torch.linspace(0.1, 5, 40)
+    teacher = ScoreMatrix(found.values @ torch.tensor([0.0, 3.0, 1.0]).double(), range(12), range(40), method="ekfac")
+    given = ContributionStream.of(found, block=7) if streamed else found
+    how = Learning(relative=relative, unweighted_share=0.0)
+    learned = how.weights(given, norms if relative else None, teacher)["learned"]
+    assert_close(learned.values, torch.tensor([0.0, 2.25, 0.75]).double(), rtol=1e-4, atol=1e-4)
+    assert learned.facts["teacher"] == "ekfac"
+    if not streamed:
+        assert learned.facts["stability"]["cosine"] == pytest.approx(1, abs=1e-6)

@@ -22,7 +22,7 @@ from whence.weights import (
     without_hubs,
 )
 from whence.weights.objective import WeightProblem
-from whence.weights.solvers.nnls import _alternate, solve_nnls
+from whence.weights.solvers.nnls import alternate, solve_nnls
 from whence.weights.solvers.one_factor import fit_factor
 
 F64 = torch.float64
@@ -287,7 +287,7 @@ def test_what_cannot_be_fitted_is_refused():
 def test_the_closed_form_takes_the_better_of_two_optima():
     values, _ = synthetic("common noise", 2)
     problem = WeightProblem(values, 10)
-    losses = {start: _alternate(problem, x, 50).loss for start, x in problem.starts().items()}
+    losses = {start: alternate(problem, x, 50).loss for start, x in problem.starts().items()}
     assert losses["uniform"] - losses["rms"] > 0.005
     found = solve_nnls(problem)
     assert found.facts["start"] == "rms"

@@ -152,7 +152,8 @@ class WeighConfig:
             nothing.
         options: Of the solver.
         teacher: Name of another method, such as "ekfac", whose scores for the learning queries are followed in the
-            place of the objective and its solver; its options are those of [score.options]. Empty: none.
+            place of the objective and its solver; with its options of [score.options] where [score] has it too. Empty:
+            none.
         k: Train examples per query that count as signal.
         center: Measure the scores of each learning query from their mean.
         normalise: What is learned on: groups of equal root mean square, or the raw contributions.

@@ -63,7 +63,8 @@ class ShardStore:
         self.shard_names = _checked_names(shard_names)
         self.description = description
         self._lock = FolderLock(self.dir / LOCK)
-        self._files: dict[str, dict[str, Any]] = {}  # facts of shards this process has written or verified
+        self._files: dict[str, dict[str, Any]] = {}  # facts of shards this process has written
+        self._verified: set[str] = set()  # shards this process has written or read in full
 
     @classmethod
     def existing(cls, dir: Path | str) -> ShardStore:
@@ -147,6 +148,7 @@ class ShardStore:
         self._drop_manifest()
         write_atomic(path, data)
         self._files[name] = _facts(data)
+        self._verified.add(name)
 
     def read(self, name: str) -> dict[str, Tensor]:
         """The tensors of a shard, on the CPU, after checking every byte; see `load`."""
@@ -154,7 +156,7 @@ class ShardStore:
 
     def view(self, name: str) -> dict[str, Tensor]:
         """As `read`, for shards that are read again and again: after the first time, mapped from the file unchecked."""
-        if name not in self._files:
+        if name not in self._verified:
             return self.read(name)
         return safetensors.torch.load_file(self.path(name))
 
@@ -165,6 +167,9 @@ class ShardStore:
             DamagedShardError: Truncated or altered since it was written.
             StoreError: Not written yet, or not readable.
         """
+        return self._load(name)[0]
+
+    def _load(self, name: str) -> tuple[Shard, bytes]:
         path = self.path(name)
         try:
             data = path.read_bytes()
@@ -182,8 +187,8 @@ class ShardStore:
                 f"{path} is damaged: {damage}. Recompute only this shard with `rebuild=True` "
                 "(`--rebuild` on the command line); the others are kept."
             ) from damage
-        self._files[name] = _facts(data)
-        return shard
+        self._verified.add(name)
+        return shard, data
 
     def rebuild_damaged(self) -> list[str]:
         """Rename damaged shards to `<file>.damaged`, so that they count as missing; their names.
@@ -212,7 +217,7 @@ class ShardStore:
             StoreError: Shards are missing; they are named.
             DamagedShardError: A shard written by an earlier process is damaged.
         Cost:
-            Reads every shard that this process has neither written nor read.
+            Reads every shard that this process has not written.
         """
         if self.complete:
             return
@@ -223,7 +228,7 @@ class ShardStore:
             raise StoreError(f"{self.dir} lacks {len(missing)} of {len(self.shard_names)} shards: {some}. Write them.")
         for name in self.shard_names:
             if name not in self._files:
-                self.load(name)
+                self._files[name] = _facts(self._load(name)[1])
         files = {self.path(name).name: self._files[name] for name in self.shard_names}
         content = {"format": _FORMAT, "version": _VERSION, "fingerprint": self.fingerprint, "files": files}
         write_json(self.dir / MANIFEST, content)

@@ -22,11 +22,11 @@ from whence.weights.candidates import Candidates, Found, Strongest
 from whence.weights.objective import Objective, check_settings
 from whence.weights.quotient import Normalise, loss_for_signal
 from whence.weights.search import Known, Search, Seen, Tried
-from whence.weights.solvers.nnls import solve_nnls
+from whence.weights.solvers.nnls import alternate
 from whence.weights.stream import ContributionStream
 from whence.weights.sums import Sums
 
-LOOKS = (1 / 16, 1 / 4)  # of the train set: after so much of it likely weightings are found, and found anew
+LOOK = 1 / 8  # of the train set: after so much of it likely weightings are found
 LIKELY = 3  # of them, beside the uniform one
 LIKELY_ROUNDS = 12  # of the closed form that finds them
 KEPT = 40  # times k: candidates of a query and weighting, a share of the train examples seen
@@ -118,7 +118,6 @@ class StreamedContributions:
         n_query, n_train, _ = self.stream.shape
         sums: Sums | None = None
         found: list[Found] = []
-        looks = [share * n_train for share in LOOKS]
         early = 0  # train examples before likely weightings are known
         for part, block in self._pass("contributions"):
             if sums is None:
@@ -126,10 +125,8 @@ class StreamedContributions:
                 strongest = self._strongest(likely)
             sums.add(block)
             strongest.add(part.start, block)
-            if looks and sums.n >= looks[0]:
-                looks = [n for n in looks if n > sums.n]
-                early = early or sums.n
-                found.extend(strongest.found())
+            if early == 0 and sums.n >= LOOK * n_train:
+                early, found = sums.n, strongest.found()
                 likely = self._likely_weights(sums, Candidates.of(found, n_query, n_train)) or likely
                 strongest = self._strongest(likely)
         assert sums is not None  # a train set has examples
@@ -157,7 +154,7 @@ class StreamedContributions:
             problem = self._problem(known, tried, list(range(n_query)))
         except InputError:
             return None
-        best = solve_nnls(problem, max_rounds=LIKELY_ROUNDS).weights
+        best = problem.weights(alternate(problem, problem.starts()["rms"], LIKELY_ROUNDS).x)
         start = problem.weights(problem.start())
         between = start / start.sum() + best / best.sum()
         others = torch.stack([best, between, *(weights for weights, _ in tried.values())])

@@ -16,6 +16,7 @@ from whence.weights.solvers.solution import Solution
 RIDGE = 1e-9  # of the diagonal: groups with one and the same contribution share their weight
 TOLERANCE = 1e-7  # of the loss: below it a round has changed nothing
 HALVINGS = 12
+STILL = 1e-7  # of the weights, whose sum is 1: a shorter step is none
 
 
 def solve_nnls(problem: Quotient, *, max_rounds: int = 50) -> Solution:
@@ -41,13 +42,13 @@ def solve_nnls(problem: Quotient, *, max_rounds: int = 50) -> Solution:
         The objective is that of Li et al. (2026), arXiv:2506.05647; this solver is worked out here.
     """
     require_count(max_rounds, "max_rounds")
-    ends = {start: _alternate(problem, x, max_rounds) for start, x in problem.starts().items()}
+    ends = {start: alternate(problem, x, max_rounds) for start, x in problem.starts().items()}
     best = min(ends, key=lambda start: ends[start].loss)
     return Solution(problem.weights(ends[best].x), {**ends[best].facts, "start": best})
 
 
 @dataclass(frozen=True, eq=False)
-class _End:
+class End:
     """Scaled weights, their loss, and how they were reached."""
 
     x: Tensor
@@ -55,21 +56,22 @@ class _End:
     facts: dict[str, Any]
 
 
-def _alternate(problem: Quotient, x: Tensor, max_rounds: int) -> _End:
+def alternate(problem: Quotient, x: Tensor, max_rounds: int) -> End:
+    """The way of `solve_nnls` from one start, scaled weights x."""
     top, loss = _at(problem, x)
     for done in range(max_rounds):
         target = _best_for_sets(problem.gram, top, x)
         if target is None and done == 0:
             note = "no group supports the signal (all a_j <= 0): the weights are those of the start"
-            return _End(x, loss, {"rounds": 0, "note": note})
+            return End(x, loss, {"rounds": 0, "note": note})
         moved = None if target is None else _descend(problem, x, target, loss)
         if moved is None:
-            return _End(x, loss, {"rounds": done})
+            return End(x, loss, {"rounds": done})
         before = loss
         x, top, loss = moved
         if before - loss < TOLERANCE * abs(before):
-            return _End(x, loss, {"rounds": done})
-    return _End(x, loss, {"rounds": max_rounds, "note": f"the loss was still falling after {max_rounds} rounds"})
+            return End(x, loss, {"rounds": done})
+    return End(x, loss, {"rounds": max_rounds, "note": f"the loss was still falling after {max_rounds} rounds"})
 
 
 def _at(problem: Quotient, x: Tensor) -> tuple[Tensor, float]:
@@ -111,7 +113,10 @@ def non_negative_least_squares(b: Tensor, a: Tensor) -> Tensor:
 
 def _descend(problem: Quotient, x: Tensor, target: Tensor, loss: float) -> tuple[Tensor, Tensor, float] | None:
     """Weights, a_q and loss after the longest of the steps 1, 1/2, 1/4, ... to the target that lowers the loss."""
+    whole = float((target - x).abs().sum())
     for halving in range(HALVINGS):
+        if whole * 0.5**halving < STILL:
+            return None
         candidate = torch.lerp(x, target, 0.5**halving)
         top, found = _at(problem, candidate)
         if found < loss:
