@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from whence.weights import Contributions as Contributions
     from whence.weights import contributions as contributions
     from whence.weights import contributions_with as contributions_with
+    from whence.weights import distill_weights as distill_weights
     from whence.weights import fit_weights as fit_weights
     from whence.weights import gradient_norms as gradient_norms
     from whence.weights import group_table as group_table
@@ -95,6 +96,7 @@ _ROOMS = {
     "contributions": "weights",
     "contributions_with": "weights",
     "damped_inverse": "algebra",
+    "distill_weights": "weights",
     "first_order": "algebra",
     "fit_weights": "weights",
     "flow": "algebra",
@@ -151,6 +153,7 @@ __all__ = [
     "contributions",
     "contributions_with",
     "damped_inverse",
+    "distill_weights",
     "first_order",
     "fit_weights",
     "flow",

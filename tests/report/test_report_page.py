@@ -464,6 +464,17 @@ def test_stability_and_guard_are_told_beside_the_weights(tmp_path):
     assert "stability.low" not in text
 
 
+@pytest.mark.parametrize("part, where", [("held_out", "held-out"), ("queries", "learning")])
+def test_the_teacher_that_weights_follow_is_named(tmp_path, part, where):
+    loss = {"uniform": -0.5, "rms": -0.25, "weights": -0.75}
+    facts = {"teacher": "ekfac", "queries": {"n": 8, "loss": loss}, part: {"n": 8, "loss": loss}}
+    case = pictures(weights=[GroupWeights(torch.tensor([1.0, 3.0]), groups("a", "b"), "learned", "grad_dot", facts)])
+    _, data = write(tmp_path / "report.html", case)
+    text = plain_text(texts_of(view(data, "groups")))
+    shown = "they follow ekfac, with which scores correlate by 0.75 as learned and by 0.50 unweighted, on 8"
+    assert f"{shown} {where} queries" in text
+
+
 def test_each_group_alone_stands_beside_the_ceiling(tmp_path):
     html, data = write(tmp_path / "report.html", full())
     chart = blocks(data, "groups", "chart")[1]

@@ -88,7 +88,7 @@ def weight_names(weights: Sequence[GroupWeights]) -> list[str]:
 
 
 def _in_words(label: str, weights: GroupWeights) -> str:
-    """Entropy, the group that is believed most, stability over folds and the guard's choice."""
+    """Entropy, the group that is believed most, the teacher, stability over folds and the guard's choice."""
     most = weights.groups.names[int(weights.values.argmax())]
     words = (
         f"{isolated(label)}: entropy {number(weights.entropy, 2)} (1 is uniform, 0 a single group), largest weight "
@@ -98,9 +98,21 @@ def _in_words(label: str, weights: GroupWeights) -> str:
     if folds:
         alike = ", ".join(f"{name} {number(folds[name], 2)}" for name in _LIKENESS if name in folds)
         words += f"; weights of two of {folds['folds']} folds of the learning queries are alike by {alike}"
+    if "teacher" in weights.facts:
+        words += f"; {_followed(weights.facts)}"
     if guard:
         words += f"; the guard took {isolated(guard['chosen'])} weights"
     return f"{words}."
+
+
+def _followed(facts: Mapping[str, Any]) -> str:
+    """How well the scores agree with those of the method that was followed."""
+    part = "held_out" if "held_out" in facts else "queries"
+    losses, where = facts[part]["loss"], "held-out" if part == "held_out" else "learning"
+    return (
+        f"they follow {isolated(facts['teacher'])}, with which scores correlate by {number(-losses['weights'], 2)} as "
+        f"learned and by {number(-losses['uniform'], 2)} unweighted, on {facts[part]['n']} {where} queries"
+    )
 
 
 _LIKENESS = ("cosine", "centered", "spearman")
