@@ -36,6 +36,8 @@ from whence.errors import InputError
 from whence.gradients import check_gradients, loss_gradients
 from whence.task import Task
 from whence.weights import distill_weights, fit_weights, mixed_with_uniform, relative_to_norms
+from whence.weights.objective import WeightProblem
+from whence.weights.solvers.nnls import solve_nnls
 
 TINY = SIZES["tiny"]
 KEYS = {"lds", "differences", "ceiling", "seeds", "per_group", "weights", "learn_seconds", "objective", "guard"}
@@ -333,6 +335,13 @@ def test_closed_form_and_adamw_meet_on_contributions_with_heavy_tails() -> None:
     assert found["gap_percent"] == pytest.approx(100 * (1 - found["nnls"] / found["adamw"]), abs=1e-9)  # both negative
     assert found["nnls"] <= found["rms"]
     assert found["adamw_over_nnls"] == pytest.approx(found["seconds"]["adamw"] / found["seconds"]["nnls"])
+    equal = found["equal"]
+    assert found["nnls"] <= equal["nnls"] <= found["adamw"]
+    assert equal["adamw_over_nnls"] == pytest.approx(found["seconds"]["adamw"] / equal["seconds"])
+    problem = WeightProblem(values, FIXED.k)
+    if equal["rounds"] > 1:
+        before = solve_nnls(problem, max_rounds=equal["rounds"] - 1)
+        assert problem.loss(before.weights) > found["adamw"]
 
 
 def test_the_section_prints_every_figure(result: dict[str, Any]) -> None:
