@@ -227,8 +227,8 @@ def _solver_table(solvers: dict[str, Any]) -> list[str]:
     head = ["contributions", "queries x train x groups", "uniform", "rms", "closed form", "AdamW", "gap", "seconds"]
     lines = [
         "Loss on the learning queries (lower is better; `gap`: AdamW above the closed form), and median CPU seconds "
-        "of 5 runs in turn in one process: closed form / AdamW with norms from scores, as published / from Gram matrices; "
-        "in brackets how many times faster the closed form is.",
+        "of 5 runs in turn in one process: closed form / AdamW with norms from scores, as published / from Gram "
+        "matrices; in brackets how many times faster the closed form is.",
         "",
         row(head),
         row(["---"] * len(head)),

@@ -318,9 +318,10 @@ def _route(begun: Start, n_learning: int, groups: ParameterGroups, method: str) 
 
 def _learn(plan: _Plan, method: str, outcomes: Outcomes | None) -> dict[str, GroupWeights]:
     """All weightings of one method."""
+    teacher = plan.teacher  # before the long work: it may refuse the model
     found = _learning_contributions(plan, method)
     how = learning_of(plan.begun.run.config.weigh)
-    weightings = how.weights(found, plan.norms(method) if how.relative else None, plan.teacher)
+    weightings = how.weights(found, plan.norms(method) if how.relative else None, teacher)
     if outcomes is not None:
         assert isinstance(found, Contributions)  # `_route` has refused others
         weightings[FEW_SHOT] = fit_weights(found, outcomes, towards=weightings["learned"])
