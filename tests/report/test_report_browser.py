@@ -401,6 +401,16 @@ def test_a_page_with_nothing_says_what_would_make_it(tmp_path, visit):
         assert command in page.text("#panel")
 
 
+def test_a_page_opens_on_the_first_view_that_has_something(tmp_path, visit):
+    case = ReportCase("an audit alone", None, None, None, audit_summary=["Use unrolled."], audit=full().audit)
+    path = write_report(tmp_path / "report.html", case)
+    there = visit(path)
+    assert there.view() == "trust"
+    there.page.click("[data-view=queries]")
+    assert there.view() == "queries"
+    assert visit(path, "#view=run").view() == "run"
+
+
 def test_ids_alone_are_shown_where_examples_are_gone(tmp_path, visit):
     case = pictures()
     page = visit(write_report(tmp_path / "report.html", ReportCase("ids", None, None, case.scores)))

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -473,6 +474,15 @@ def test_the_teacher_that_weights_follow_is_named(tmp_path, part, where):
     text = plain_text(texts_of(view(data, "groups")))
     shown = "they follow ekfac, with which scores correlate by 0.75 as learned and by 0.50 unweighted, on 8"
     assert f"{shown} {where} queries" in text
+
+
+def test_no_caption_tells_of_a_ceiling_that_is_not_there(tmp_path):
+    told = []
+    for ceiling in ((0.75, 0.5, 1.0), (NAN, NAN, NAN)):
+        _, data = write(tmp_path / f"{ceiling[0]}.html", replace(full(), lds_ceiling=ceiling))
+        captions = [chart.get("caption", "") for name in ("trust", "groups") for chart in blocks(data, name, "chart")]
+        told.append(sum("dashed rule is the ceiling" in caption for caption in captions))
+    assert told[0] == told[1] + 2
 
 
 def test_each_group_alone_stands_beside_the_ceiling(tmp_path):

@@ -156,7 +156,7 @@ def _weight_cell(weights: GroupWeights, k: int) -> Cell:
 
 def _alone_chart(shown: Shown, names: tuple[str, ...], alone: dict[str, Limits]) -> list[Block]:
     """Scores of each group alone beside the ceiling; the highest ones where there are many."""
-    ceiling = cast("Limits | None", shown.case.lds_ceiling)
+    ceiling = shown.ceiling
     best = sorted(alone, key=lambda name: -alone[name][0] if math.isfinite(alone[name][0]) else math.inf)[:_LISTED]
     svg = intervals_svg({name: alone[name] for name in names if name in best}, ceiling, "LDS of each group alone")
     blocks: list[Block] = [Heading("How well each group does alone")]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from whence.report.album import NO_PASSAGE, NO_PICTURE, Album
 from whence.report.blocks import Block
-from whence.report.case import ReportCase
+from whence.report.case import Limits, ReportCase
 from whence.report.exhibits import QUERY, TRAIN, Exhibits
 from whence.report.ranked import Reranking
 from whence.report.wording import plain, short
@@ -55,6 +56,12 @@ class Shown:
     def exhibits(self) -> Exhibits:
         """How the examples of this case look."""
         return Exhibits(self.case.train, self.case.queries, self.case.class_names)
+
+    @property
+    def ceiling(self) -> Limits | None:
+        """Of linear datamodeling scores, where there is one: a single seed has none."""
+        limits = self.case.lds_ceiling
+        return None if limits is None or not math.isfinite(limits[0]) else (limits[0], limits[1], limits[2])
 
     def train(self, id: Id) -> int:
         """The number of a train example among those shown."""

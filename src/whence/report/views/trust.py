@@ -131,7 +131,7 @@ def _lds(shown: Shown) -> list[Block]:
             "How well sums of scores rank the models trained on parts of the data: rank correlation, mean over "
             f"queries, with its interval. 1 would be perfect, 0 is chance.{note}"
         ),
-        *_interval_chart(shown, lds, ceiling, "linear datamodeling score", "The dashed rule is the ceiling."),
+        *_interval_chart(shown, lds, shown.ceiling, "linear datamodeling score", "The dashed rule is the ceiling."),
     ]
     rows = lds | ({"ceiling (perfect scores)": ceiling} if ceiling else {})
     blocks.append(_interval_table("lds", "Linear datamodeling score by method and weights", "score", rows))

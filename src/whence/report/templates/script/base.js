@@ -2,7 +2,8 @@
 // Places, filters, sorts and exports what Python decided. Whatever comes from data reaches the page as text only.
 
 const page = JSON.parse(document.getElementById("data").textContent);
-const PAGE = 15; // rows of a table before "show more"
+const PAGE = 15; // rows of a table before "show more",
+const SLACK = 5; // which is not worth it for so few
 const LONG = 12; // more rows than these can be filtered
 const CARD = 280; // characters of a passage before "show all": in a card,
 const HEAD = 600; // of the query,
@@ -64,8 +65,14 @@ function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   const read = Object.fromEntries(Object.keys(DEFAULTS).map((name) => [name, given.get(name) ?? DEFAULTS[name]]));
   if (!page.cases[read.case - 1]) read.case = DEFAULTS.case;
-  if (!TABS.some((tab) => tab.dataset.view === read.view)) read.view = DEFAULTS.view;
+  if (!TABS.some((tab) => tab.dataset.view === given.get("view"))) read.view = firstView(page.cases[read.case - 1]);
   return read;
+}
+
+/** The first view of a case that has something to show. */
+function firstView({ views }) {
+  const names = TABS.map((tab) => tab.dataset.view);
+  return names.find((name) => !views[name].empty) ?? DEFAULTS.view;
 }
 
 function addressOf(target) {

@@ -76,7 +76,7 @@ function tableNode(table, { rowClass = () => "", exported = () => exportedTable(
   const count = status();
   const body = el("tbody");
   const head = el("tr");
-  let limit = size;
+  let limit = table.rows.length <= size + SLACK ? table.rows.length : size;
   const more = el("button", { type: "button", class: "more", onclick: () => { limit += Math.max(size, 60); update(); } });
   const update = () => {
     const rows = shownRows(table);
