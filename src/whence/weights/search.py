@@ -10,6 +10,7 @@ from torch import Tensor
 
 from whence.weights.candidates import ROUNDING, Candidates, Found
 from whence.weights.quotient import norms
+from whence.weights.sums import QUERIES
 
 Tried = dict[bytes, tuple[Tensor, set[int]]]  # raw weights, and the positions of the queries that they were tried on
 
@@ -81,37 +82,43 @@ class Search:
         self.missed = False
         self._k, self._candidates, self._found = k, candidates, list[Found]()
         self._weights = torch.stack([one for one, _ in tried.values()])
-        asked = [queries for _, queries in tried.values()]
-        self._asked = [[r for r, queries in enumerate(asked) if q in queries] for q in range(len(candidates.examples))]
-        weights = self._weights.to(candidates.rows.dtype)
-        self._own = [weights[chosen] for chosen in self._asked]
-        limits = [candidates.best_scores(q, own, 2 * k) for q, own in enumerate(self._own)]
-        self._wider = [best[:, -1] for best in limits]
-        self._limit = [best[:, min(k, best.shape[1]) - 1] for best in limits]
+        weights, shape = self._weights.to(candidates.rows.dtype), (len(candidates.examples), len(tried))
+        # Scores above which an example is among the k, the 2 k strongest: none where a weighting was not asked.
+        self._limit, self._wider = (torch.full(shape, torch.inf, dtype=weights.dtype) for _ in range(2))
+        for q in range(len(candidates.examples)):
+            asked = [r for r, (_, queries) in enumerate(tried.values()) if q in queries]
+            best = candidates.best_scores(q, weights[asked], 2 * k)
+            self._limit[q, asked], self._wider[q, asked] = best[:, min(k, best.shape[1]) - 1], best[:, -1]
 
     def look(self, first: int, block: Tensor) -> None:
         """At contributions (n_groups, n_query, b) of the train examples from `first` on."""
-        size = block.shape[2]
-        ends = torch.tensor([first, first + size]).repeat(len(self._own), 1)
+        ends = torch.tensor([first, first + block.shape[2]]).repeat(block.shape[1], 1)
         places = torch.searchsorted(self._candidates.examples, ends).tolist()
+        weights = self._weights.to(block.dtype)
         pairs = [torch.zeros(2, 0, dtype=torch.long)]
-        for q, own in enumerate(self._own):
-            scores = own @ block[:, q]  # (r, b)
-            scores[:, self._candidates.examples[q, slice(*places[q])] - first] = -torch.inf
-            best = scores.amax(1)
-            if bool((best > self._wider[q]).any()):
-                self.missed |= bool((best > self._limit[q]).any())
-                values, at = scores.topk(min(2 * self._k, size), dim=1)
-                high = torch.zeros(size, dtype=torch.bool)
-                high[at[values > self._wider[q][:, None]]] = True
-                at = high.nonzero()[:, 0]
-                pairs.append(torch.stack([torch.full_like(at, q), at]))
+        for start in range(0, block.shape[1], QUERIES):
+            scores = weights @ block[:, start : start + QUERIES].transpose(0, 1)  # (queries, r, b)
+            for q, own in enumerate(scores, start):
+                own[:, self._candidates.examples[q, slice(*places[q])] - first] = -torch.inf
+            above = scores.amax(2) > self._wider[start : start + QUERIES]
+            pairs.extend(self._strong(start + q, scores[q]) for q in above.any(1).nonzero().flatten().tolist())
         self._found.append(Found.of(first, block, *torch.cat(pairs, 1)))
+
+    def _strong(self, q: int, scores: Tensor) -> Tensor:
+        """(2, p): the query and the positions in the block that are up to 2 k-th by a weighting, of scores (r, b)."""
+        self.missed |= bool((scores.amax(1) > self._limit[q]).any())
+        values, at = scores.topk(min(2 * self._k, scores.shape[1]), dim=1)
+        high = torch.zeros(scores.shape[1], dtype=torch.bool)
+        high[at[values > self._wider[q][:, None]]] = True
+        found = high.nonzero()[:, 0]
+        return torch.stack([torch.full_like(found, q), found])
 
     def result(self) -> tuple[Candidates, Seen]:
         """All candidates, old and new, and what is now known of the weightings."""
         candidates = self._candidates.with_more(self._found)
-        bounds = torch.full((len(self._weights), len(self._own)), torch.inf, dtype=torch.float64)
-        for q, own in enumerate(self._own):
-            bounds[self._asked[q], q] = candidates.best_scores(q, own, 2 * self._k)[:, -1].double()
+        weights = self._weights.to(candidates.rows.dtype)
+        bounds = torch.full((len(weights), len(self._wider)), torch.inf, dtype=torch.float64)
+        for q, wider in enumerate(self._wider):
+            asked = wider.isfinite().nonzero().flatten()
+            bounds[asked, q] = candidates.best_scores(q, weights[asked], 2 * self._k)[:, -1].double()
         return candidates, Seen(self._weights, bounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from whence.weights.stream import ContributionStream
 
 HEADER = "header"
 ROWS = 1024  # train examples of a shard
+RUN = 16  # groups whose products are one batch: threads then share the batch, and not each small product
 GOLDEN = 0.618
 KIND = "whence-gradient-shards"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -181,10 +183,17 @@ class GradientShards:
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """(slice, codes (b, sum of dims)) of all train examples; every byte is checked once.
 
-        The first of them are spread over the train set, as a sample is: it may be sorted.
+        The first of them are spread over the train set, as a sample is: it may be sorted. While one is worked on the
+        next is read and checked.
         """
-        for start in spread_out(range(0, self._n_train, ROWS)):
-            yield slice(start, min(start + ROWS, self._n_train)), self._store.view(_name(start))["codes"]
+        starts = spread_out(range(0, self._n_train, ROWS))
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._store.view, _name(starts[0]))
+            for start, after in zip(starts, [*starts[1:], None], strict=True):
+                codes = coming.result()["codes"]
+                if after is not None:
+                    coming = reader.submit(self._store.view, _name(after))
+                yield slice(start, min(start + ROWS, self._n_train)), codes
 
     def norms(self) -> Tensor:
         """(n_train,) float64 norms of the train gradients, those of their projections where groups are projected."""
@@ -205,15 +214,18 @@ class GradientShards:
             raise InputError(
                 f"`codes` must be (n_query, columns) = {(len(query_ids), sum(self.dims))}; got {tuple(codes.shape)}."
             )
-        sides = [part.contiguous() for part in torch.split(codes.float() * scale, self.dims, 1)]
+        runs = equal_runs(self.dims, RUN)
+        widths = [len(run) * self.dims[run.start] for run in runs]
+        columns = torch.split(codes.float() * scale, widths, 1)
+        sides = [_by_group(own, len(run)).transpose(1, 2).contiguous() for run, own in zip(runs, columns, strict=True)]
 
         def blocks() -> Iterator[tuple[slice, Tensor]]:
             found = torch.empty(0)
             for part, rows in self.blocks():
                 if found.shape[-1] != len(rows):  # else the memory of the last block: to get new pages takes as long
                     found = torch.empty(len(self.dims), len(codes), len(rows))
-                for side, columns, out in zip(sides, torch.split(rows, self.dims, 1), found, strict=True):
-                    torch.mm(side, columns.float().T, out=out)
+                for run, side, own in zip(runs, sides, torch.split(rows, widths, 1), strict=True):
+                    torch.bmm(side, _by_group(own.float(), len(run)), out=found[run.start : run.stop])
                 yield part, found
 
         provenance = {"gradient_shards": self.settings}
@@ -304,6 +316,22 @@ def _factors(codes: Tensor, dims: list[int]) -> list[float]:
     """For each group the power of two that brings its codes to a root mean square of about 1."""
     sizes = [float(part.double().square().mean().sqrt()) for part in torch.split(codes, dims, 1)]
     return [2.0 ** -round(math.log2(size)) if size > 0 else 1.0 for size in sizes]
+
+
+def _by_group(columns: Tensor, n_groups: int) -> Tensor:
+    """(b, n_groups x dim) as (n_groups, dim, b)."""
+    return columns.reshape(len(columns), n_groups, -1).permute(1, 2, 0)
+
+
+def equal_runs(dims: Sequence[int], most: int) -> list[range]:
+    """Positions in order, in stretches of equal entries and at most so many: `[3, 3, 5]` gives 0 to 1, and 2."""
+    runs: list[range] = []
+    for k, dim in enumerate(dims):
+        if runs and dims[runs[-1].start] == dim and len(runs[-1]) < most:
+            runs[-1] = range(runs[-1].start, k + 1)
+        else:
+            runs.append(range(k, k + 1))
+    return runs
 
 
 def spread_out(positions: Sequence[int]) -> list[int]:

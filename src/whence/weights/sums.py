@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-QUERIES = 16  # in one batch of products: what it reads and writes stays in a processor's cache
+QUERIES = 8  # in one batch of products: what it reads and writes stays in a processor's cache
 CHUNK = 64  # groups of the left side of one product, so that most of a symmetric matrix is computed once
 
 
