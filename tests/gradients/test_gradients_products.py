@@ -43,6 +43,38 @@ def test_products_equal_those_with_rows(name):
     assert_equal_products(problem.task, problem.train)
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_directions_that_are_zero_in_whole_layers_have_the_same_products(name):
+    problem = PROBLEMS[name]()
+    layout = problem.task.layout
+    of_tensor = torch.arange(len(layout.sizes)).repeat_interleave(torch.tensor(layout.sizes))
+    masks = of_tensor == torch.arange(len(layout.sizes) + 1)[:, None]  # the last one keeps nothing
+    directions = (directions_for(problem.task)[:, None] * masks).flatten(0, 1)
+    rows = rows_by_loop(problem.task, problem.train)
+    found = products_of(problem.task, problem.train, directions)
+    bound = ROUNDING * float((directions.norm(dim=1)[:, None] * rows.norm(dim=1)).max())
+    assert_close(found, directions @ rows.T, rtol=0, atol=bound)
+
+
+def test_a_layer_is_multiplied_with_the_directions_that_are_not_zero_in_it(monkeypatch):
+    problem = PROBLEMS["mlp"]()
+    seen = []
+    product = products.product_of_layer
+    monkeypatch.setattr(
+        products, "product_of_layer", lambda g, own: seen.append(len(next(iter(own.values())))) or product(g, own)
+    )
+    directions = directions_for(problem.task, m=4)
+    first = problem.task.layout.sizes[0]
+    directions[1:, :first] = 0  # one direction has something in the first weight, all have in its bias
+    products_of(problem.task, problem.train, directions)
+    assert set(seen) == {4}
+    seen.clear()
+    directions[2:] = 0
+    directions[2:, -1] = 1  # in the last bias only
+    products_of(problem.task, problem.train, directions)
+    assert set(seen) == {2, 4}
+
+
 @pytest.mark.parametrize("name", ["mlp", "conv", "tied", "embedding"])
 def test_neither_the_buffer_nor_the_blocks_matter(monkeypatch, name):
     problem = PROBLEMS[name]()

@@ -62,7 +62,7 @@ def datainf(inputs: Inputs, *, damping: Damping | None = None) -> Result:
 
     def blocks() -> Iterator[ScoreBlock]:
         for part, rows in gradients():
-            yield ScoreBlock(part, pairwise(directions, rows))
+            yield ScoreBlock(part, tensors.products(directions, rows))
 
     resolved = dict(zip(layout.names, tensors.dampings, strict=True))
     return Result(blocks, {"filter": "datainf", "damping": asked.to_dict(), "resolved_damping": resolved})
@@ -106,16 +106,31 @@ class _Tensors:
         """h for each query (m, n_params), float64, in one pass over the train gradients."""
         total = torch.zeros(queries.shape, dtype=torch.float64, device=queries.device)
         of_queries = _power_of_two(_norms(queries, self.sizes).square().mean(0).sqrt())
-        own = [piece * unit for piece, unit in zip(torch.split(queries, self.sizes, 1), of_queries, strict=True)]
-        sums = torch.split(total, self.sizes, 1)  # views
+        used = self._used(queries)
+        pieces = zip(used, torch.split(queries, self.sizes, 1), of_queries, strict=True)
+        own = [piece[rows] * unit for rows, piece, unit in pieces]
+        sums = [torch.zeros_like(v, dtype=torch.float64) for v in own]
         for part, rows in gradients:
-            pieces = torch.split(rows, self.sizes, 1)
-            for v, b, unit, scale, sum_l in zip(own, pieces, self._units, self._scales[part].T, sums, strict=True):
+            columns = torch.split(rows, self.sizes, 1)
+            for v, b, unit, scale, sum_l in zip(own, columns, self._units, self._scales[part].T, sums, strict=True):
                 b = b * unit
                 sum_l += ((v @ b.T) * scale.to(b.dtype)) @ b
-        for unit, sum_l in zip(of_queries, sums, strict=True):
-            sum_l /= unit
+        for some, unit, sum_l, out in zip(used, of_queries, sums, torch.split(total, self.sizes, 1), strict=True):
+            out[some] = sum_l / unit
         return (queries - total / len(self.square_norms)) * self._inverse_dampings
+
+    def products(self, directions: Tensor, rows: Tensor) -> Tensor:
+        """Inner products (m, b) float64 of directions (m, n_params) and rows (b, n_params)."""
+        total = torch.zeros(len(directions), len(rows), dtype=torch.float64, device=directions.device)
+        pieces = zip(*(torch.split(x, self.sizes, 1) for x in (directions, rows)), strict=True)
+        for some, (v, b) in zip(self._used(directions), pieces, strict=True):
+            total[some] += pairwise(v[some], b)
+        return total
+
+    def _used(self, rows: Tensor) -> list[Tensor]:
+        """For each tensor the positions of the rows (m, n_params) that are not zero in it: few, where rows are split
+        into parameter groups."""
+        return [piece.any(1).nonzero().flatten() for piece in torch.split(rows, self.sizes, 1)]
 
     @cached_property
     def _units(self) -> list[float]:
