@@ -7,6 +7,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from benchmarks.weights.benches import DEFAULTS, Trained
 from benchmarks.weights.fixed import DISTILLED, FEW_SHOT, FIXED, GUARDED, LABEL_FREE, PUBLISHED, RELATIVE, TEACHER
 from benchmarks.weights.solvers import objective_of
@@ -72,15 +74,18 @@ def weigh(
             weights[name] = learn_weights(found, solver, **FIXED.options())
             clock[name] = float(weights[name].facts["seconds"])
         started = time.perf_counter()
-        weights[RELATIVE] = relative(trained, found, options)
-        clock[RELATIVE] = time.perf_counter() - started
+        norms = norms_with(trained.inputs, options)
+        of_norms = time.perf_counter() - started
+        started = time.perf_counter()
+        weights[RELATIVE] = relative(found, norms)
+        clock[RELATIVE] = of_norms + time.perf_counter() - started
         if method != TEACHER:
             started = time.perf_counter()
-            weights[DISTILLED] = distilled(trained, found, options, teacher)
-            clock[DISTILLED] = time.perf_counter() - started
+            weights[DISTILLED] = distilled(found, norms, teacher)
+            clock[DISTILLED] = of_norms + time.perf_counter() - started
         solver, others = PUBLISHED
         published = learn_weights(found, solver, **{**FIXED.options(), **others})
-        away = None if elsewhere is None else relative(elsewhere, *learned_from(elsewhere, method))
+        away = None if elsewhere is None else relative_elsewhere(elsewhere, method)
     started = time.perf_counter()
     try:
         near = [weights[name] for name in (RELATIVE, DISTILLED) if name in weights]
@@ -107,16 +112,20 @@ def learned_from(trained: Trained, method: str) -> tuple[Contributions, dict[str
     return contributions_with(trained.inputs.with_queries(trained.learning), method, **options), options
 
 
-def relative(trained: Trained, found: Contributions, options: dict[str, Any]) -> GroupWeights:
+def relative(found: Contributions, norms: Tensor) -> GroupWeights:
     """Learned on contributions of train gradients of norm 1, then mixed with uniform weights."""
-    norms = norms_with(trained.inputs, options)
     weights = learn_weights(relative_to_norms(found, norms), "nnls", **FIXED.options())
     return mixed_with_uniform(weights, found, FIXED.unweighted_share)
 
 
-def distilled(trained: Trained, found: Contributions, options: dict[str, Any], teacher: ScoreMatrix) -> GroupWeights:
+def relative_elsewhere(elsewhere: Trained, method: str) -> GroupWeights:
+    """`relative` weights of the other problem."""
+    found, options = learned_from(elsewhere, method)
+    return relative(found, norms_with(elsewhere.inputs, options))
+
+
+def distilled(found: Contributions, norms: Tensor, teacher: ScoreMatrix) -> GroupWeights:
     """As `relative`, with a teacher's scores as the signal; both by the norms of the method that is weighed."""
-    norms = norms_with(trained.inputs, options)
     weights = distill_weights(relative_to_norms(found, norms), relative_to_norms(teacher, norms), holdout=FIXED.holdout)
     return mixed_with_uniform(weights, found, FIXED.unweighted_share)
 

@@ -96,6 +96,6 @@ def rounds_to_equal(values: Tensor) -> int | None:
     problem = WeightProblem(values, FIXED.k)
     solver, options = VARIANTS["adamw_gram"]
     wanted = problem.loss(SOLVERS[solver](problem, **options).weights)
-    ends = int(SOLVERS["nnls"](problem).facts["rounds"])
+    ends = int(solve_nnls(problem).facts["rounds"])
     reached = (r for r in range(1, ends + 1) if problem.loss(solve_nnls(problem, max_rounds=r).weights) <= wanted)
     return next(reached, None)

@@ -96,10 +96,7 @@ class Learning:
         Cost:
             That of the solver once for each fold and once more; see `learn_weights`.
         """
-        seen, facts = self._seen(found, norms)
-        if teacher is not None and self.relative:
-            assert norms is not None  # `_seen` has refused that
-            teacher = relative_to_norms(teacher, norms)
+        seen, teacher, facts = self._seen(found, norms, teacher)
         own = self._own(seen, teacher, self.holdout)
         if self.guard:
             own = guarded([self._learned(seen, "uniform"), self._learned(seen, "rms"), own])
@@ -114,9 +111,9 @@ class Learning:
         return {"rms": self._learned(found, "rms"), "learned": learned}
 
     def _seen(
-        self, found: Contributions | ContributionStream, norms: Tensor | None
-    ) -> tuple[Contributions | ContributionStream, dict[str, Any]]:
-        """What is learned from, and what was done to it."""
+        self, found: Contributions | ContributionStream, norms: Tensor | None, teacher: ScoreMatrix | None
+    ) -> tuple[Contributions | ContributionStream, ScoreMatrix | None, dict[str, Any]]:
+        """What is learned from, the teacher in the same units, and what was done."""
         seen, facts = found, dict[str, Any]()
         if self.relative:
             if norms is None:
@@ -124,9 +121,10 @@ class Learning:
                     "`relative` divides by norms of train gradients: pass `norms=gradient_norms(task, train)`."
                 )
             seen, facts = relative_to_norms(seen, norms), {"relative": True}  # type: ignore[type-var]
+            teacher = None if teacher is None else relative_to_norms(teacher, norms)
         if self.without_hubs:
             seen, facts = without_hubs(seen), {**facts, "without_hubs": True}  # type: ignore[type-var]
-        return seen, facts
+        return seen, teacher, facts
 
     def _mixed(self, weights: GroupWeights, found: Contributions | ContributionStream) -> GroupWeights:
         return mixed_with_uniform(weights, found, self.unweighted_share) if self.unweighted_share > 0 else weights

@@ -10,6 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from whence.weights.quotient import inverse
+
 PIECE = 16384  # pairs of a query and an example that are looked at together: they stay in a processor's cache
 ROUNDING = 1e-5  # of a score: sums of groups in another order differ by less
 
@@ -61,7 +63,7 @@ class Strongest:
 
     def __init__(self, weights: Tensor, sizes: Tensor, *, share: float, least: int, reach: float) -> None:
         self._weights, self._share, self._least = weights, share, least
-        self._inverse = torch.where(sizes > 0, 1 / sizes, 0.0)
+        self._inverse = inverse(sizes)
         self._reach = reach * (weights * sizes).norm(dim=1) / math.sqrt(len(sizes))
         self._best: list[Tensor] = []  # for each weighting the largest values, (n_query, up to count), descending
         self._entered: list[Found] = []  # what was among them when its block came
@@ -102,10 +104,11 @@ class Strongest:
     def _values(self, rows: Tensor) -> Tensor:
         """(r, p) of contributions (p, n_groups)."""
         weights, reach, squares = (x.to(rows.dtype) for x in (self._weights, self._reach, self._inverse.square()))
+        reaching = bool(reach.any())
         found = rows.new_empty(len(weights), len(rows))
         for part, out in zip(torch.split(rows, PIECE), torch.split(found, PIECE, 1), strict=True):
             out.copy_(weights @ part.T)
-            if bool(reach.any()):
+            if reaching:
                 out.addr_(reach, (squares @ part.T.square()).sqrt_())
         return found
 

@@ -14,7 +14,7 @@ from whence.errors import InputError, WhenceWarning
 from whence.scores import ScoreMatrix
 from whence.task import GroupWeights
 from whence.weights.by_group import Contributions
-from whence.weights.learning import split_queries
+from whence.weights.learning import losses_of, split_queries
 from whence.weights.quotient import Normalise, Quotient, inverse, loss_for_signal
 from whence.weights.solvers.nnls import solve_nnls
 from whence.weights.stream import ContributionStream
@@ -60,10 +60,9 @@ def distill_weights(
     problem.require_signal()
     solution = solve_nnls(problem)
     weights = GroupWeights(solution.weights, found.groups)
-    rms = inverse(problem.rms)
-    losses = {"queries": _losses(problem, rms, weights.values)}
+    losses = {"queries": losses_of(problem, problem, weights)}
     if held_out:
-        losses["held_out"] = _losses(moments.agreement(held_out), rms, weights.values)
+        losses["held_out"] = losses_of(moments.agreement(held_out), problem, weights)
     facts: dict[str, Any] = {
         "solver": "distilled",
         "teacher": teacher.method,
@@ -85,11 +84,6 @@ def _directions(teacher: ScoreMatrix, found: Contributions | ContributionStream)
     if not bool(size.any()):
         raise InputError(f"The scores of {teacher.method!r} are the same for all train examples. Use another teacher.")
     return scores * inverse(size)
-
-
-def _losses(problem: Agreement, rms: Tensor, weights: Tensor) -> dict[str, Any]:
-    found = {"uniform": torch.ones_like(rms), "rms": rms, "weights": weights}
-    return {"n": problem.shape[0], "loss": {name: problem.loss(values) for name, values in found.items()}}
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from whence.errors import InputError, WhenceWarning
 from whence.task import GroupWeights
 from whence.weights.by_group import Contributions
 from whence.weights.objective import Objective, WeightProblem
-from whence.weights.quotient import Normalise
+from whence.weights.quotient import Normalise, Quotient
 from whence.weights.solvers import SOLVERS
 from whence.weights.solvers.baselines import rms, uniform
 from whence.weights.stream import ContributionStream
@@ -73,7 +73,7 @@ def learn_weights(
         solution = solve(problem, **options)
         seconds = time.perf_counter() - started
         weights = GroupWeights(solution.weights, found.groups)
-        losses = {"queries": _losses(problem, problem, weights)}
+        losses = {"queries": losses_of(problem, problem, weights)}
         if held_out:
             losses["held_out"] = _held_out_losses(source, held_out, problem, weights)
         dead = [name for name, size in zip(found.groups.names, problem.rms.tolist(), strict=True) if size == 0]
@@ -128,7 +128,7 @@ def split_queries(n_query: int, holdout: float) -> tuple[list[int], list[int]]:
     return [q for q in range(n_query) if q not in away], sorted(away)
 
 
-def _losses(problem: Objective, learned_from: Objective, weights: GroupWeights) -> dict[str, Any]:
+def losses_of(problem: Quotient, learned_from: Quotient, weights: GroupWeights) -> dict[str, Any]:
     """How many queries, and the loss on them of uniform weights, RMS weights of the learning queries, and `weights`."""
     found = {"uniform": uniform(problem), "rms": rms(learned_from)}
     losses = {name: problem.loss(solution.weights) for name, solution in found.items()}
@@ -138,12 +138,12 @@ def _losses(problem: Objective, learned_from: Objective, weights: GroupWeights) 
 def _held_out_losses(
     source: StreamedContributions | _InMemory, held_out: list[int], learned_from: Objective, weights: GroupWeights
 ) -> dict[str, Any]:
-    """As `_losses`; no losses where nothing contributes to the queries held out."""
+    """As `losses_of`; no losses where nothing contributes to the queries held out."""
     try:
         problem = source.problem(held_out)
     except InputError:  # the settings passed for the queries learned from: nothing contributes to these
         return {"n": len(held_out), "loss": None}
-    return _losses(problem, learned_from, weights)
+    return losses_of(problem, learned_from, weights)
 
 
 def _check_options(solver: str, options: dict[str, Any]) -> None:

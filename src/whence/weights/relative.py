@@ -17,6 +17,7 @@ from whence.methods.checkpoints import Checkpoint, Models, rates_of
 from whence.scores import ScoreMatrix
 from whence.task import Task
 from whence.weights.by_group import Contributions
+from whence.weights.quotient import inverse
 from whence.weights.stream import ContributionStream
 
 Either = TypeVar("Either", Contributions, ContributionStream, ScoreMatrix)
@@ -86,16 +87,16 @@ def relative_to_norms(found: Either, norms: Tensor) -> Either:
             f"The norm of train example {found.train_ids[at]!r} is {float(norms[at])}. Norms are finite and not "
             "negative; look at its gradient."
         )
-    inverse = torch.where(norms > 0, 1 / norms.double(), 0.0)
+    factors = inverse(norms.double())
     facts: dict[str, Any] = {**found.provenance, "relative": True}
     if isinstance(found, ScoreMatrix):
-        return replace(found, values=found.values * inverse.to(found.values), unit=None, provenance=facts)
+        return replace(found, values=found.values * factors.to(found.values), unit=None, provenance=facts)
     if isinstance(found, Contributions):
-        return replace(found, values=found.values * inverse.to(found.values)[:, None], unit=None, provenance=facts)
+        return replace(found, values=found.values * factors.to(found.values)[:, None], unit=None, provenance=facts)
     whole = found.blocks
 
     def blocks() -> Iterator[tuple[slice, Tensor]]:
         for part, block in whole():
-            yield part, block * inverse[part].to(block)
+            yield part, block * factors[part].to(block)
 
     return replace(found, blocks=blocks, unit=None, provenance=facts)

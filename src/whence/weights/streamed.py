@@ -20,7 +20,7 @@ from whence.errors import InputError, NumericalError
 from whence.progress import stage
 from whence.weights.candidates import Candidates, Found, Strongest
 from whence.weights.objective import Objective, check_settings
-from whence.weights.quotient import Normalise, loss_for_signal
+from whence.weights.quotient import Normalise, inverse, loss_for_signal
 from whence.weights.search import Known, Search, Seen, Tried
 from whence.weights.solvers.nnls import alternate
 from whence.weights.stream import ContributionStream
@@ -179,7 +179,7 @@ class StreamedContributions:
 def _even_weights(block: Tensor) -> tuple[Tensor, Tensor]:
     """(2, n_groups) uniform weights, and those that give all groups of a block one size; and the sizes (n_groups,)."""
     sizes = block.var(2, correction=0).mean(1).double().sqrt()
-    return torch.stack([torch.ones_like(sizes), torch.where(sizes > 0, 1 / sizes, 0.0)]), sizes
+    return torch.stack([torch.ones_like(sizes), inverse(sizes)]), sizes
 
 
 def far_apart(weights: Tensor, rms: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from whence.errors import DataError, InputError
 from whence.scores import Outcomes
 from whence.task import GroupWeights
 from whence.weights.by_group import Contributions
+from whence.weights.quotient import inverse
 from whence.weights.solvers.nnls import non_negative_least_squares
 
 ROUNDS = 50
@@ -68,7 +69,7 @@ def fit_weights(
     near = _candidates(towards, found)
     sums, effects = _aligned(found, outcomes, point)
     sizes = sums.square().mean((0, 1)).sqrt()
-    scale = torch.where(sizes > 0, 1 / sizes, 0.0)
+    scale = inverse(sizes)
     predicted, truth = _varying(sums * scale, effects)
     priors = [_prior(one, sizes) for one in near]
     ridges = RIDGES if ridge is None else (ridge,)

@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from whence.checks import require_count
-from whence.weights.quotient import Quotient, loss_for_signal, norms
+from whence.weights.quotient import Quotient, inverse, loss_for_signal, norms
 from whence.weights.solvers.solution import Solution
 
 RIDGE = 1e-9  # of the diagonal: groups with one and the same contribution share their weight
@@ -83,13 +83,13 @@ def _at(problem: Quotient, x: Tensor) -> tuple[Tensor, float]:
 def _best_for_sets(gram: Tensor, top: Tensor, x: Tensor) -> Tensor | None:
     """Non-negative weights (sum 1) that solve the pooled problem at x; None where there is no positive solution."""
     size = norms(gram, x)
-    inverse = torch.where(size > 0, 1 / size, 0.0)  # a query without scores counts for nothing
+    inverted = inverse(size)  # a query without scores counts for nothing
     # A query whose top-k mean is negative pulls with negative curvature: without it the problem stays convex.
-    rho = (top @ x * inverse).clamp_min(0)
+    rho = (top @ x * inverted).clamp_min(0)
     if float(rho.sum()) <= 0:
         return None
-    a = inverse @ top
-    b = ((rho / rho.sum() * inverse.square()) @ gram.flatten(1)).reshape(len(x), -1)
+    a = inverted @ top
+    b = ((rho / rho.sum() * inverted.square()) @ gram.flatten(1)).reshape(len(x), -1)
     if bool((a <= 0).all()):
         return None
     found = non_negative_least_squares(b, a)
